@@ -1,0 +1,99 @@
+"""Build the site into _docs and fail on a broken link: with Quarto where it is installed, else with smalldocs.
+
+nbdev's processors turn each notebook into a page in _proc. Nothing is run: `skip_procs` in settings.ini leaves the
+exported cells on their pages, and outputs are the stored ones. What is added here: an exported cell can be linked to by
+the name it defines, names in backticks lead to this site and not to the published one, and pages are called as their
+notebooks are."""
+import ast, os, re, shutil, subprocess, sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+os.chdir(ROOT)
+import yaml
+from execnb.nbio import mk_cell, read_nb, write_nb
+from nbdev.config import get_config
+from nbdev.doclinks import _nbpath2html, nbglob
+from nbdev.processors import FilterDefaults
+
+PROC, SITE = ROOT/'_proc', ROOT/'_docs'
+notebooks = [f.relative_to(ROOT) for f in nbglob(ROOT, as_path=True).sorted()]
+
+def exported(cell):
+    "The markdown cells to put around an exported cell: a box that styles.css marks, called as what the cell defines first."
+    names = [d.name.lower() for d in ast.parse(cell.source).body if isinstance(d, (ast.FunctionDef, ast.ClassDef))]
+    return mk_cell(f':::: {{{"#" + names[0] + " " if names else ""}.exported}}', 'markdown'), mk_cell('::::', 'markdown')
+
+def take(file):
+    "Copy a file that a page needs or links to."
+    (PROC/file).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(file, PROC/file)
+
+def pages():
+    "Process every notebook into _proc."
+    cfg, published = get_config(), {_nbpath2html(f).as_posix(): f for f in notebooks}
+    base = re.escape(f'{cfg.doc_host}{cfg.doc_baseurl}/')
+    for file in notebooks:
+        nb, cells = read_nb(file), []
+        FilterDefaults()(nb)
+        here = lambda m: os.path.relpath(published[m[1]], file.parent) if m[1] in published else m[0]
+        for cell in nb.cells:
+            if not cell.source.strip() and not cell.get('outputs'): continue
+            if cell.cell_type == 'raw': cell.source = re.sub(r'^output-file:.*\n', '', cell.source, flags=re.M)
+            if cell.cell_type == 'markdown':
+                cell.source = re.sub(rf'{base}([\w./-]+\.html)', here, cell.source)
+                for target in re.findall(r'(?:\]\(|\b(?:src|href)=")([^)"\s#]+)', cell.source):
+                    wanted = Path(os.path.normpath(file.parent/target))
+                    if wanted.suffix != '.ipynb' and wanted.is_file() and '..' not in wanted.parts: take(wanted)
+            around = exported(cell) if {'export', 'exports', 'exporti'} & cell.get('directives_', {}).keys() else ()
+            cells += [*around[:1], cell, *around[1:]]
+        nb.cells = cells
+        (PROC/file).parent.mkdir(parents=True, exist_ok=True)
+        write_nb(nb, PROC/file)
+
+def config(quarto):
+    "_quarto.yml for _proc: the sidebar's patterns filled in, and for smalldocs without the keys that it has no use for."
+    cfg = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))
+    bar, listed = cfg['website']['sidebar'], set()
+    for section in bar['contents']:
+        if isinstance(section['contents'], str):
+            section['contents'] = [f.as_posix() for f in notebooks if f.match(section['contents']) and f.stem != 'index'
+                                   and len(f.parts) == section['contents'].count('/') + 1]
+        listed |= set(section['contents'])
+    bar['contents'] = [section for section in bar['contents'] if section['contents']]
+    if lost := {f.as_posix() for f in notebooks} - listed: sys.exit(f'Not in the sidebar of _quarto.yml: {", ".join(sorted(lost))}')
+    if not quarto: [cfg['format']['html'].pop(key, None) for key in ('html-math-method', 'grid')]
+    (PROC/'_quarto.yml').write_text(yaml.safe_dump(cfg, sort_keys=False), encoding='utf-8')
+
+def mathml(site):
+    "Turn the TeX in smalldocs' pages into MathML, which browsers draw by themselves: no script from elsewhere."
+    from html import unescape
+    from latex2mathml.converter import convert
+    for page in site.rglob('*.html'):
+        text = page.read_text(encoding='utf-8')
+        for delimiters, display in ((r'\\\((.*?)\\\)', 'inline'), (r'\\\[(.*?)\\\]', 'block')):
+            text = re.sub(rf'(<(?:span|div|p) class="math[^"]*">)\s*{delimiters}', lambda m: m[1] + convert(unescape(m[2]), display=display), text, flags=re.S)
+        page.write_text(re.sub(r'<(?:link|script)[^>]*katex[^>]*>(?:</script>)?', '', text), encoding='utf-8')
+
+def main():
+    quarto, smalldocs = shutil.which('quarto'), shutil.which('smalldocs', path=Path(sys.executable).parent)
+    if not quarto and not smalldocs: print('The site needs Quarto, or Python 3.11 for smalldocs.'); return 77
+    shutil.rmtree(PROC, ignore_errors=True)
+    pages()
+    take(Path('nbs/styles.css'))
+    config(quarto)
+    built = subprocess.run([quarto, 'render', PROC, '--no-execute'] if quarto else [smalldocs, 'render', PROC])
+    if built.returncode: return built.returncode
+    if not quarto: mathml(PROC/'_docs')
+    root = PROC/'_docs/index.html'
+    if not root.exists(): root.write_text('<!DOCTYPE html><meta http-equiv="refresh" content="0; url=nbs/index.html"><title>cxr_influence</title>\n')
+    shutil.rmtree(SITE, ignore_errors=True)
+    shutil.move(PROC/'_docs', SITE)
+    broken = []
+    if smalldocs:
+        config(quarto=False)
+        said = subprocess.run([smalldocs, 'check', PROC], text=True, stdout=subprocess.PIPE).stdout.splitlines()
+        broken = [line for line in said if not re.search(r'unknown key|is ignored|is not read by smalldocs', line)]
+    print(*broken, f'The site is in {SITE}/index.html', sep='\n')
+    return bool(broken)
+
+if __name__ == '__main__': sys.exit(main())

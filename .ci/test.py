@@ -1,0 +1,86 @@
+"Run every check, two or more at a time, and end on the line `N passed, M failed, K skipped`."
+import os, shutil, subprocess, sys, tempfile, time
+import xml.etree.ElementTree as xml
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+ROOT, BIN = Path(__file__).resolve().parents[1], Path(sys.executable).parent
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+WORKERS = max(2, min(4, CORES))
+THREADS = str(max(1, CORES//WORKERS))
+ENV = {**os.environ, 'PATH': f'{BIN}{os.pathsep}{os.environ["PATH"]}', 'PYTHONPATH': str(ROOT), 'MPLBACKEND': 'agg',
+       'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': THREADS, 'MKL_NUM_THREADS': THREADS, 'PYTHONUNBUFFERED': '1'}
+SKIPPED = 77 # a check's exit code when it cannot be done here
+
+def call(*command, cwd=ROOT, env=ENV):
+    "Run a command; return its exit code and all it printed."
+    done = subprocess.run([str(c) for c in command], cwd=cwd, env=env, stdin=subprocess.DEVNULL, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors='replace', timeout=2400)
+    return done.returncode, done.stdout
+
+def tracked():
+    "The files of the working tree that git has or would take."
+    listed = subprocess.check_output(['git', 'ls-files', '-coz', '--exclude-standard'], cwd=ROOT, text=True)
+    return [ROOT/name for name in sorted(set(listed.split('\0'))) if name and (ROOT/name).is_file()]
+
+# A check returns (passed, failed, skipped, what it printed).
+def one(code, text): return (0, 0, 1, text) if code == SKIPPED else (int(code == 0), int(code != 0), 0, text)
+
+def in_step():
+    "Modules and notebooks are what nbdev_export and nbdev_clean make of them. Done on a copy: nothing here is touched."
+    with tempfile.TemporaryDirectory() as folder:
+        copy, env = Path(folder).resolve(), {**ENV, 'PYTHONPATH': folder}
+        for file in tracked():
+            (copy/file.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, copy/file.relative_to(ROOT))
+        for module in (copy/'cxr_influence').glob('*.py'): module.unlink()
+        for command in 'nbdev_export', 'nbdev_clean':
+            code, text = call(BIN/command, cwd=copy, env=env)
+            if code: return one(code, text)
+        names = {f.relative_to(ROOT) for f in tracked()} | {f.relative_to(copy) for f in copy.glob('cxr_influence/*.py')}
+        names = sorted(n for n in names if n.suffix == '.ipynb' or n.parts[0] == 'cxr_influence')
+        read = lambda file: file.read_bytes() if file.exists() else None
+        stale = [str(n) for n in names if read(ROOT/n) != read(copy/n)]
+    return one(bool(stale), f'Not in step with the notebooks: {", ".join(stale)}. `make prepare` mends it.\n' if stale else '')
+
+def notebook(file): return one(*call(BIN/'nbdev_test', '--path', file, '--do_print', '--timing', '--n_workers', 0))
+
+def tests():
+    "The tests of tests/, counted one by one."
+    with tempfile.TemporaryDirectory() as folder:
+        code, text = call(sys.executable, '-m', 'pytest', '-q', '-rfEs', '-p', 'no:cacheprovider', '--durations=5',
+                          f'--junitxml={folder}/tests.xml', 'tests')
+        report = Path(folder)/'tests.xml'
+        suites = xml.parse(report).getroot().iter('testsuite') if report.exists() else []
+        count = {k: 0 for k in ('tests', 'failures', 'errors', 'skipped')}
+        for suite in suites: count = {k: v + int(suite.get(k, 0)) for k, v in count.items()}
+    bad = count['failures'] + count['errors']
+    return max(0, count['tests'] - bad - count['skipped']), bad or int(code != 0), count['skipped'], text
+
+def main():
+    lessons = [f for f in tracked() if f.suffix == '.ipynb' and not (f.parent/'.notest').exists()
+               and not any(p[0] in '._' for p in f.relative_to(ROOT).parts)]
+    checks = {'tests': tests, 'the site and its links': lambda: one(*call(sys.executable, '.ci/docs.py')),
+              **{str(f.relative_to(ROOT)): lambda f=f: notebook(f) for f in lessons},
+              'modules and notebooks in step': in_step,
+              'README.md in step': lambda: one(*call(sys.executable, '.ci/readme.py', '--check'))}
+    def timed(check):
+        start = time.time()
+        try: result = check()
+        except Exception as error: result = one(1, f'{type(error).__name__}: {error}\n')
+        return *result, time.time() - start
+    total, start = [0, 0, 0], time.time()
+    print(f'{len(lessons)} notebooks, the tests, the site and what is generated, {WORKERS} at a time', flush=True)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        waiting = {pool.submit(timed, check): name for name, check in checks.items()}
+        for done in as_completed(waiting):
+            passed, failed, skipped, text, seconds = done.result()
+            total = [a + b for a, b in zip(total, (passed, failed, skipped))]
+            verdict = 'FAILED' if failed else 'skipped' if not passed else 'passed'
+            if failed or waiting[done] == 'tests': print('-'*100, text.rstrip(), '-'*100, sep='\n')
+            print(f'{verdict:8}{seconds:6.1f} s  {waiting[done]}', flush=True)
+    print(f'in {time.time() - start:.0f} s')
+    print('{} passed, {} failed, {} skipped'.format(*total), flush=True)
+    return total[1] > 0
+
+if __name__ == '__main__': sys.exit(main())

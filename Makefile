@@ -1,0 +1,26 @@
+# `make` lists the targets. PYTHON, VENV, DATA, ARGS and NB can be set: make demo DATA=/data/nih PYTHON=python3.12
+VENV ?= .venv
+PYTHON ?= python3
+BIN = "$(VENV)/bin"
+export PYTHON
+.DEFAULT_GOAL := help
+.PHONY: help env demo test lab docs notebooks prepare clean
+
+help:       ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+env:        ## the Python environment, in VENV (.venv); renewed when settings.ini changes
+	@bash .ci/env.sh "$(VENV)"
+demo: env   ## the whole study, small: DATA=folder takes real images, ARGS=... goes to cxr_demo
+	@$(BIN)/cxr_demo $(if $(DATA),--data "$(DATA)") $(ARGS)
+test: env   ## everything that is checked, with a count at the end
+	@$(BIN)/python .ci/test.py
+lab: env    ## JupyterLab on the notebooks
+	@$(BIN)/jupyter lab nbs
+docs: env   ## the site, in _docs
+	@$(BIN)/python .ci/docs.py
+notebooks: env ## run the notebooks again to renew their outputs: all, or NB='nbs/04_losses.ipynb ...'
+	@$(BIN)/python .ci/notebooks.py $(NB) && $(MAKE) prepare
+prepare: env ## modules, clean notebooks and README.md from the notebooks
+	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(BIN)/python .ci/readme.py
+clean:      ## remove what was built (not the environment, not _runs and _data)
+	@rm -rf _docs _proc nbdev.yml .quarto build dist .pytest_cache

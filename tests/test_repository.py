@@ -1,0 +1,126 @@
+"What holds for the repository as a whole: its shape, its notebooks, and what its modules may not do."
+import ast, importlib, json, re, shutil, subprocess, sys, zipfile
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest, yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+config = ConfigParser(delimiters=['='])
+config.read(ROOT/'settings.ini', encoding='utf-8')
+SETTINGS = config['DEFAULT']
+LISTED = subprocess.check_output(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, text=True).split('\n')
+NOTEBOOKS = {name: json.loads((ROOT/name).read_text(encoding='utf-8')) for name in sorted(LISTED) if name.endswith('.ipynb') and (ROOT/name).exists()}
+NUMBERED = {name: nb for name, nb in NOTEBOOKS.items() if re.fullmatch(r'nbs/\d\d_\w+\.ipynb', name)}
+EXPERIMENTS = {name: nb for name, nb in NOTEBOOKS.items() if name.startswith('nbs/experiments/')}
+ORDER = [name[7:-6] for name in NUMBERED] # the modules, first to last
+TREES = {m: ast.parse((ROOT/'cxr_influence'/f'{m}.py').read_text(encoding='utf-8')) for m in ORDER if (ROOT/'cxr_influence'/f'{m}.py').exists()}
+COMMANDS = dict(c.split('=') for c in SETTINGS['console_scripts'].split())
+
+def source(cell): return ''.join(cell['source'])
+def nodes(module, kind): return [n for n in ast.walk(TREES[module]) if isinstance(n, kind)]
+def called(call): return ast.unparse(call.func)
+def keyword(call, name): return next((ast.unparse(k.value) for k in call.keywords if k.arg == name), None)
+
+def imported(module):
+    "The dotted names that a module imports."
+    names = [a.name for n in nodes(module, ast.Import) for a in n.names]
+    for n in nodes(module, ast.ImportFrom):
+        base = '.'.join(filter(None, ['cxr_influence' if n.level else '', n.module]))
+        names += [f'{base}.{a.name}' for a in n.names]
+    return names
+
+def test_the_top_level_is_short():
+    assert {name.split('/')[0] for name in LISTED if name and (ROOT/name).exists()} == {
+        '.ci', '.gitignore', 'CITATION.cff', 'LICENSE', 'MANIFEST.in', 'Makefile', 'README.md', '_quarto.yml',
+        'cxr_influence', 'environment.yml', 'nbs', 'settings.ini', 'setup.py', 'tests'}
+
+def test_licence_citation_and_environment_agree_with_the_settings():
+    licence, citation = (ROOT/'LICENSE').read_text(), yaml.safe_load((ROOT/'CITATION.cff').read_text(encoding='utf-8'))
+    assert 'Apache License' in licence and 'Version 2.0' in licence and 'END OF TERMS AND CONDITIONS' in licence
+    assert (citation['version'], citation['license'], SETTINGS['license']) == (SETTINGS['version'], 'Apache-2.0', 'apache2')
+    assert citation['title'] and citation['authors'] and citation['cff-version']
+    assert importlib.import_module('cxr_influence').__version__ == SETTINGS['version']
+    assert yaml.safe_load((ROOT/'environment.yml').read_text())['dependencies'][-1] == {'pip': ['-e .[dev]']}
+
+def test_make_test_and_ci_run_the_same():
+    ci, make = (ROOT/'.ci/run').read_text(), (ROOT/'Makefile').read_text()
+    assert all(script in text for script in ('.ci/env.sh', '.ci/test.py') for text in (ci, make))
+    if shutil.which('make'):
+        steps = subprocess.check_output(['make', '-n', 'test', 'VENV=v'], cwd=ROOT, text=True)
+        assert re.findall(r'\.ci/\w+\.\w+', steps) == ['.ci/env.sh', '.ci/test.py']
+
+def test_readme_leads_nowhere_that_is_not_there():
+    links = re.findall(r'\]\(([^)\s#]+)', (ROOT/'README.md').read_text(encoding='utf-8'))
+    assert [link for link in links if not re.match(r'[a-z]+:', link) and not (ROOT/link).exists()] == []
+
+@pytest.mark.parametrize('name', NOTEBOOKS)
+def test_a_page_says_what_it_is(name):
+    first = next(source(c) for c in NOTEBOOKS[name]['cells'] if c['cell_type'] == 'markdown')
+    assert re.match(r'# \S.*\n\s*\n> \S', first), 'a page starts with `# Title`, an empty line and `> one line about it`'
+
+@pytest.mark.parametrize('name', NOTEBOOKS)
+def test_stored_outputs_hold_no_error_and_no_home_folder(name):
+    outputs = [o for c in NOTEBOOKS[name]['cells'] for o in c.get('outputs', [])]
+    assert not [o['evalue'] for o in outputs if o['output_type'] == 'error']
+    seen = ''.join(json.dumps({k: v for k, v in o.get('data', {}).items() if 'image' not in k}) + ''.join(o.get('text', '')) for o in outputs)
+    assert re.findall(r'(?<![\w.])/(?:root|home|Users|work)/\S+', seen) == []
+
+@pytest.mark.parametrize('name', NUMBERED)
+def test_a_numbered_notebook_makes_the_module_of_its_name(name):
+    exports = [m for c in NUMBERED[name]['cells'] for m in re.findall(r'^#\|\s*default_exp\s+(\S+)', source(c), re.M)]
+    assert exports == [name[7:-6]] and exports[0] in TREES
+
+def test_every_module_has_its_notebook():
+    assert {f.stem for f in (ROOT/'cxr_influence').glob('*.py')} - {'__init__', '_modidx'} == set(ORDER)
+
+@pytest.mark.parametrize('module', TREES)
+def test_a_module_imports_only_earlier_ones(module):
+    used = {name.split('.')[1] for name in imported(module) if name.startswith('cxr_influence.')}
+    assert used <= set(ORDER[:ORDER.index(module)]) | {'__version__'}
+
+@pytest.mark.parametrize('module', TREES)
+def test_a_module_needs_nothing_of_development_and_unpickles_nothing(module):
+    assert not {name.split('.')[0] for name in imported(module)} & {'nbdev', 'execnb', 'pytest', 'pickle', 'dill', 'joblib', 'cloudpickle'}
+    for call in nodes(module, ast.Call):
+        if called(call).endswith('torch.load'): assert keyword(call, 'weights_only') == 'True', f'line {call.lineno}'
+        assert keyword(call, 'allow_pickle') in (None, 'False'), f'line {call.lineno}'
+        assert not called(call).endswith('read_pickle'), f'line {call.lineno}'
+
+@pytest.mark.parametrize('module', TREES)
+def test_a_module_asks_for_no_particular_device(module):
+    cuda = lambda node: isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith('cuda')
+    for call in nodes(module, ast.Call):
+        assert not (isinstance(call.func, ast.Attribute) and call.func.attr == 'cuda'), f'line {call.lineno}: .cuda()'
+        if called(call).split('.')[-1] == 'to': assert not any(map(cuda, call.args)), f'line {call.lineno}: .to("cuda")'
+        assert not any(k.arg == 'device' and cuda(k.value) for k in call.keywords), f'line {call.lineno}: device="cuda"'
+    for function in nodes(module, (ast.FunctionDef, ast.Lambda)):
+        assert not any(map(cuda, function.args.defaults + function.args.kw_defaults)), f'line {function.lineno}: a default of "cuda"'
+
+def test_the_experiments_are_there():
+    assert {Path(name).stem for name in EXPERIMENTS} >= {'baseline', 'influence', 'subsets'}
+
+@pytest.mark.parametrize('name', EXPERIMENTS)
+def test_an_experiment_has_one_parameters_cell_and_defines_nothing(name):
+    code = [c for c in EXPERIMENTS[name]['cells'] if c['cell_type'] == 'code']
+    assert [source(c) != '' for c in code if 'parameters' in c['metadata'].get('tags', [])] == [True]
+    tree = ast.parse('\n'.join(source(c) for c in code))
+    assert not [n.name for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))]
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_a_command_explains_itself(command):
+    module, function = COMMANDS[command].split(':')
+    run = subprocess.run([sys.executable, '-c', f'from {module} import {function}; {function}()', '--help'], cwd=ROOT, text=True, capture_output=True)
+    assert run.returncode == 0 and 'usage' in run.stdout.lower() and '--help' in run.stdout, run.stderr
+
+def test_a_wheel_holds_the_modules_the_experiments_and_the_commands(tmp_path):
+    for name in ('settings.ini', 'setup.py', 'MANIFEST.in', 'README.md', 'LICENSE'): shutil.copy(ROOT/name, tmp_path)
+    for name in ('cxr_influence', 'nbs/experiments'): shutil.copytree(ROOT/name, tmp_path/name)
+    run = subprocess.run([sys.executable, '-m', 'pip', 'wheel', '.', '--no-deps', '--no-build-isolation', '--no-index', '-w', 'out'],
+                         cwd=tmp_path, text=True, capture_output=True)
+    assert run.returncode == 0, run.stderr
+    wheel = zipfile.ZipFile(next((tmp_path/'out').glob('*.whl')))
+    modules, experiments = [f'cxr_influence/{m}.py' for m in TREES], [f'cxr_influence/{name[4:]}' for name in EXPERIMENTS]
+    assert set(modules + experiments) <= set(wheel.namelist())
+    entries = wheel.read(next(n for n in wheel.namelist() if n.endswith('entry_points.txt'))).decode()
+    assert all(f'{command} = {target}' in entries for command, target in COMMANDS.items())
