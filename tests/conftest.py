@@ -1,0 +1,34 @@
+"One small phantom, one trained run of it, and the real images where they are."
+import os
+from pathlib import Path
+
+import pytest, torch
+
+from cxr_influence.data import read_nih
+from cxr_influence.images import decode
+from cxr_influence.phantom import make_phantom
+from cxr_influence.training import fit
+
+REAL = Path(os.environ.get('NIH14', Path(__file__).resolve().parents[2]/'shared/nih14-mini'))
+
+@pytest.fixture(scope='session')
+def phantom(tmp_path_factory): return make_phantom(tmp_path_factory.mktemp('data')/'phantom', n=120, size=64, seed=7)
+
+@pytest.fixture(scope='session')
+def data(phantom, tmp_path_factory):
+    frame = read_nih(phantom)
+    return frame, decode(frame, phantom, 64, tmp_path_factory.mktemp('store')/'store')
+
+@pytest.fixture(scope='session')
+def checkpoints(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('run')/'checkpoints'
+    fit(*data, folder, 'densenet_small', epochs=2, batch_size=16, device='cpu')
+    return folder
+
+@pytest.fixture(scope='session')
+def real():
+    if not (REAL/'Data_Entry_2017_v2020.csv').is_file(): pytest.skip(f'no real radiographs in {REAL}')
+    return REAL
+
+@pytest.fixture
+def fresh(): return torch.Generator().manual_seed(torch.seed() % 2**32)

@@ -1,0 +1,117 @@
+"Bad input is answered in one sentence that names it, and leaves nothing half-written."
+import json, shutil
+import numpy as np
+import pandas as pd
+import pytest
+
+from cxr_influence.data import check_roles, read_nih
+from cxr_influence.images import ImageStore, decode, open_data
+from cxr_influence.labels import FINDINGS, InputError, encode
+from cxr_influence.models import make_model
+from cxr_influence.subsets import kept_images, read_scores, run_subsets
+from cxr_influence.tracin import influence
+from cxr_influence.training import Checkpoint, fit, list_checkpoints
+
+@pytest.fixture
+def copy(phantom, tmp_path): return shutil.copytree(phantom, tmp_path/'copy')
+
+def refused(*words):
+    "Expect one InputError of one line that says all the words."
+    class Refused:
+        def __enter__(self): return self
+        def __exit__(self, kind, error, trace):
+            assert kind is InputError, f'{kind}: {error}'
+            assert all(word in str(error) for word in words) and '\n' not in str(error), str(error)
+            return True
+    return Refused()
+
+def table(root): return root/'Data_Entry_2017_v2020.csv'
+
+def test_a_folder_that_is_missing_or_empty(tmp_path):
+    with refused('nowhere', 'not a folder', 'https://nihcc', 'cxr_phantom'): read_nih(tmp_path/'nowhere')
+    (tmp_path/'empty').mkdir()
+    with refused('empty', 'Get NIH ChestX-ray14'): read_nih(tmp_path/'empty')
+
+def test_a_table_that_is_missing_or_another(copy):
+    text = table(copy).read_text()
+    table(copy).write_text(text.replace('Finding Labels', 'Disease'))
+    with refused('Data_Entry_2017_v2020.csv', 'Finding Labels'): read_nih(copy)
+    table(copy).write_text(text + text.splitlines()[1] + '\n')
+    with refused('several rows of', text.splitlines()[1].split(',')[0]): read_nih(copy)
+    table(copy).write_text('')
+    with refused('Data_Entry_2017_v2020.csv'): read_nih(copy)
+    table(copy).unlink()
+    with refused('No table in', 'Data_Entry_2017.csv'): read_nih(copy)
+
+def test_a_label_that_nobody_knows(copy):
+    table(copy).write_text(table(copy).read_text().replace('No Finding', 'No Findings', 1))
+    with refused("Unknown finding 'No Findings'"): read_nih(copy)
+    with refused("Unknown finding 'Masss'"): encode('Mass|Masss')
+
+def test_a_patient_in_two_roles(copy):
+    frame = read_nih(copy)
+    patient = frame.patient[frame.role == 'train'].value_counts().index[0]
+    names = frame.index[frame.patient == patient]
+    moved = frame.assign(role=frame.role.mask(frame.index == names[0], 'test'))
+    with refused(f'patient {patient}'): check_roles(moved)
+    (copy/'test_list.txt').write_text('\n'.join([*(copy/'test_list.txt').read_text().split(), names[0]]))
+    with refused(f'patient {patient}'): read_nih(copy)
+
+def test_an_image_that_cannot_be_decoded(copy, tmp_path):
+    frame = read_nih(copy)
+    image = copy/'images'/frame.index[17]
+    for content in [image.read_bytes()[:200], b'', b'GIF89a nonsense']:
+        image.write_bytes(content)
+        with refused(image.name, 'cannot be decoded'): decode(frame, copy, 64, tmp_path/'stores/store')
+        assert list((tmp_path/'stores').iterdir()) == []
+    image.unlink()
+    with refused(image.name): decode(frame, copy, 64, tmp_path/'store')
+
+def test_a_changed_image_is_decoded_again(copy, tmp_path):
+    frame = read_nih(copy)
+    before = decode(frame, copy, 64, tmp_path/'store').pixels[3].copy()
+    shutil.copy(copy/'images'/frame.index[4], copy/'images'/frame.index[3])
+    after = decode(frame, copy, 64, tmp_path/'store')
+    assert (after.pixels[3] != before).any() and (after.pixels[3] == after.pixels[4]).all()
+
+def test_settings_that_make_no_sense(data, tmp_path, phantom):
+    for name, value in [('epochs', 0), ('batch_size', -1), ('learning_rate', 0.)]:
+        with refused(name): fit(*data, tmp_path/'run', 'densenet_small', **{name: value})
+    with refused('densenet9000'): make_model('densenet9000')
+    with refused('none.safetensors'): make_model('densenet_small', tmp_path/'none.safetensors')
+    with refused('image_size', '5'): open_data(phantom, 5, tmp_path)
+    with refused('No image store'): ImageStore(tmp_path)
+    with refused('learning_rate'): fit(*data, tmp_path/'run', 'densenet_small', learning_rate=1e30)
+    assert list(tmp_path.iterdir()) == []
+
+def test_checkpoints_that_are_missing_or_of_another_model(data, checkpoints, tmp_path):
+    frame, store = data
+    with refused('No checkpoints in', 'cxr_baseline'): list_checkpoints(tmp_path)
+    copy = shutil.copytree(checkpoints, tmp_path/'checkpoints')
+    path = copy/'epoch_002/checkpoint.json'
+    facts = json.loads(path.read_text())
+    for change, words in [({'backbone': 'resnet18'}, ['does not fit this backbone', 'epoch_002']),
+                          ({'findings': ['Cat', 'Dog']}, ['other findings']), ({'data': 'f' * 12}, ['trained on other images']),
+                          ({'image_size': 128}, ['trained at 128 pixels'])]:
+        path.write_text(json.dumps(facts | change))
+        with refused(*words): influence(copy, store, frame, tmp_path/'scores/influence.csv', device='cpu')
+    path.write_text(json.dumps({name: value for name, value in facts.items() if name != 'learning_rate'}))
+    with refused('does not say learning_rate'): Checkpoint(copy/'epoch_002')
+    path.write_text('{')
+    with refused('is not JSON'): Checkpoint(copy/'epoch_002')
+    path.write_text(json.dumps(facts))
+    (copy/'epoch_002/model.safetensors').write_bytes(b'nothing')
+    with refused('model.safetensors', 'safe to read'): Checkpoint(copy/'epoch_002').model()
+    assert not list((tmp_path/'scores').glob('*.csv')) + list((tmp_path/'scores').glob('*.part'))
+
+def test_scores_that_are_missing_or_others(data, checkpoints, tmp_path):
+    frame, store = data
+    train = frame.index[frame.role == 'train']
+    with refused('scores.csv', 'cxr_influence --output'): read_scores(tmp_path/'scores.csv')
+    pd.DataFrame({'image': train, 'influence': np.nan}).to_csv(tmp_path/'scores.csv')
+    with refused('scores.csv', train[0]): read_scores(tmp_path/'scores.csv')
+    short = pd.Series(1., train[:-3])
+    with refused('3 training images have no score'):
+        run_subsets(checkpoints, short, store, frame, 'remove', [.5], retrained=tmp_path)
+    for words, arguments in [("mode 'drop'", ('drop', 'top', .5)), ("rule 'best'", ('remove', 'best', .5)), ('fraction is 1', ('remove', 'top', 1))]:
+        with refused(words): kept_images(pd.Series(1., train), *arguments)
