@@ -114,7 +114,8 @@ def execute(
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try: papermill.execute_notebook(path, folder / 'notebook.ipynb', {**parameters, 'out': str(folder)}, cwd='.',
-                                        progress_bar=False, stderr_file=sys.stderr, kernel_name='python3')
+                                        progress_bar=False, stderr_file=sys.stderr, kernel_name='python3',
+                                        extra_arguments=['--IPKernelApp.log_level=40'])
         except papermill.PapermillExecutionError as error:
             if error.ename == 'InputError': raise InputError(error.evalue) from None
             raise

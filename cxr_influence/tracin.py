@@ -42,8 +42,8 @@ def gradient(
     value:Tensor, # a number that depends on the parameters
 ) -> dict: # parameter name -> tensor of its shape
     "Compute the gradient with respect to all parameters, BatchNorm's included."
-    return dict(zip(dict(model.named_parameters()), torch.autograd.grad(value, list(model.parameters()),
-                                                                           retain_graph=True)))
+    names, parameters = zip(*model.named_parameters())
+    return dict(zip(names, torch.autograd.grad(value, parameters, retain_graph=True)))
 
 # %% ../nbs/08_tracin.ipynb #1817bf02
 def plain_scores(
@@ -151,8 +151,8 @@ def score_batch(
     "Score a batch in the way that is cheapest: forward for one direction, by gradients for fourteen."
     if len(next(iter(directions.values()))) == 1:
         scores, losses = directional_scores(model, loss, x, y, {name: v[0] for name, v in directions.items()})
-        return pd.DataFrame({'influence': scores.cpu(), 'loss': losses.cpu()})
-    scores, lengths, losses = (tensor.cpu().numpy() for tensor in gradient_scores(model, loss, x, y, directions))
+        return pd.DataFrame({'influence': scores.double().cpu(), 'loss': losses.double().cpu()})
+    scores, lengths, losses = (t.double().cpu().numpy() for t in gradient_scores(model, loss, x, y, directions))
     columns = {f'influence_{finding}': column for finding, column in zip(FINDINGS, scores.T)}
     return pd.DataFrame({'influence': scores.sum(1), **columns, 'self_influence': lengths, 'loss': losses})
 
