@@ -61,7 +61,8 @@ def run_facts(
 ) -> dict:
     "Say what is run, by which code, on what."
     def git(*words):
-        return subprocess.run(['git', *words], cwd=path.parent, capture_output=True, text=True).stdout.strip()
+        try: return subprocess.run(['git', *words], cwd=path.parent, capture_output=True, text=True).stdout.strip()
+        except OSError: return ''
     return dict(experiment=path.stem, parameters=parameters, commit=git('rev-parse', '--short', 'HEAD'),
                 changed_since=bool(git('status', '--porcelain', '--untracked-files=no')), device=str(best_device()),
                 python=platform.python_version(), torch=torch.__version__, cores=os.cpu_count(),
@@ -171,6 +172,7 @@ def report(
     "Bind executed notebooks into one HTML file."
     books = [nbformat.read(Path(folder) / 'notebook.ipynb', 4) for folder in folders]
     cells = [nbformat.v4.new_markdown_cell(opening)] + [cell for book in books for cell in book.cells if cell.source.strip()]
+    for number, cell in enumerate(cells): cell['id'] = f'cell-{number}' # a notebook may be bound in twice
     book = nbformat.v4.new_notebook(cells=cells)
     exporter = HTMLExporter(extra_loaders=[DictLoader({'report.html.j2': REPORT})], template_file='report.html.j2')
     html, _ = exporter.from_notebook_node(book, {'title': title})

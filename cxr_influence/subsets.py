@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
+from joblib import Parallel, cpu_count, delayed
 from tqdm import tqdm
 
 from .images import ImageStore
@@ -125,8 +125,8 @@ def retrain_all(
     *arguments, # `baseline`, `store` and `frame` of `retrain`
 ) -> None:
     "Retrain side by side."
-    cores = os.cpu_count() if best_device().type == 'cpu' else 1
-    workers = max(1, min(cores, len(jobs), 8))
+    cores = cpu_count()
+    workers = min(cores, len(jobs), 8) if best_device().type == 'cpu' else 1
     with quiet_bars():
         done = Parallel(workers, return_as='generator_unordered')(
             delayed(retrain_into)(path, cores // workers, kept, *arguments, seed) for path, (kept, seed) in jobs.items())

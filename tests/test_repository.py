@@ -82,7 +82,7 @@ def test_a_module_imports_only_earlier_ones(module):
 @pytest.mark.parametrize('module', TREES)
 def test_a_module_needs_nothing_of_development_and_unpickles_nothing(module):
     assert not {name.split('.')[0] for name in imported(module)} & {'nbdev', 'execnb', 'pytest', 'pickle', 'dill', 'cloudpickle'}
-    assert {name for name in imported(module) if name.split('.')[0] == 'joblib'} <= {'joblib.Parallel', 'joblib.delayed'}
+    assert {name for name in imported(module) if name.split('.')[0] == 'joblib'} <= {'joblib.Parallel', 'joblib.cpu_count', 'joblib.delayed'}
     for call in nodes(module, ast.Call):
         if called(call).endswith('torch.load'): assert keyword(call, 'weights_only') == 'True', f'line {call.lineno}'
         assert keyword(call, 'allow_pickle') in (None, 'False'), f'line {call.lineno}'
