@@ -99,8 +99,7 @@ def show_extremes(
     ends = pd.concat([ranked.head(n), ranked.tail(n)[::-1]])
     titles = [f'{value:+.3g}\n' + decode_label(frame.loc[name, list(FINDINGS)]).replace('|', '\n').replace('_', ' ')
               for name, value in ends.items()]
-    lines = max(title.count('\n') for title in titles)
-    return show_images(store.pixels[frame.index.get_indexer(ends.index)], titles, n, side=1.4, lines=lines + 1)
+    return show_images(store.pixels[frame.index.get_indexer(ends.index)], titles, n, side=1.4)
 
 # %% ../nbs/12_figures.ipynb #f81be0b7
 COLORS = {'top': 'tab:blue', 'bottom': 'tab:red', 'random': '.5'}

@@ -41,16 +41,16 @@ def show_images(
     titles=None, # n texts
     columns:int=8,
     side:float=1.5, # inches
-    lines:int=1, # height of the titles
 ) -> plt.Figure:
     "Show radiographs in a grid."
     images = np.asarray(images)
     images = images[:, 0] if images.ndim == 4 else images
-    rows = math.ceil(len(images) / columns)
+    titles = titles if titles is not None else [''] * len(images)
+    rows, lines = math.ceil(len(images) / columns), max(title.count('\n') for title in titles) + 1
     figure, axes = plt.subplots(rows, min(columns, len(images)), squeeze=False, layout='constrained',
                                 figsize=(side * min(columns, len(images)), rows * (side + .16 * lines)))
     for ax in axes.flat: ax.axis('off')
-    for ax, image, title in zip(axes.flat, images, titles if titles is not None else [''] * len(images)):
+    for ax, image, title in zip(axes.flat, images, titles):
         ax.imshow(image, cmap='gray', vmin=images.min(), vmax=images.max())
         ax.set_title(title, fontsize=8)
     plt.close(figure)
