@@ -74,13 +74,12 @@ def plot_influence(
 ) -> plt.Figure:
     "Draw the distribution of influence, opponents left of zero and proponents right."
     figure, ax = plt.subplots(figsize=(5.6, 2.4), layout='constrained')
-    low, high = scores.influence.quantile([.002, .998])
-    sns.histplot(x=scores.influence.clip(low, high), bins=60, ax=ax, color='.75', edgecolor='none')
+    helped, ends = (scores.influence > 0).mean(), scores.influence.quantile([.002, .998])
+    names = [f'proponents {helped:.0%}', f'opponents {1 - helped:.0%}']
+    sns.histplot(x=scores.influence.clip(*ends), hue=np.where(scores.influence > 0, *names), hue_order=names, bins=60, ax=ax,
+                 palette=['tab:blue', 'tab:red'], edgecolor='none', multiple='stack')
     ax.axvline(0, color='k', lw=.8)
-    helped = (scores.influence > 0).mean()
     ax.set(xlabel='influence: fall of the mean validation loss', ylabel='images', title=title)
-    ax.annotate(f'{1 - helped:.0%} opponents', (.02, .85), xycoords='axes fraction', color='tab:red')
-    ax.annotate(f'{helped:.0%} proponents', (.98, .85), xycoords='axes fraction', ha='right', color='tab:blue')
     plt.close(figure)
     return figure
 
