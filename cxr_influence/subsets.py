@@ -55,8 +55,9 @@ def read_scores(
     except ValueError as error: raise InputError(f'{path} cannot be read as a CSV: {error}') from None
     if not {'image', 'influence'} <= set(scores): raise InputError(f'{path} lacks the columns image and influence.')
     scores = scores.set_index('image')
-    if not scores.index.is_unique: raise InputError(f'{path} scores an image twice: {scores.index[scores.index.duplicated()][0]}.')
-    if scores.influence.isna().any(): raise InputError(f'{path} has no influence for {scores.index[scores.influence.isna()][0]}.')
+    for problem, bad in [('scores an image twice', scores.index.duplicated()),
+                         ('has no influence for an image', scores.influence.isna())]:
+        if bad.any(): raise InputError(f'{path} {problem}: {scores.index[bad][0]}.')
     return scores
 
 # %% ../nbs/10_subsets.ipynb #459261d3
@@ -88,7 +89,8 @@ def summarise(
             **{f'auroc_{finding}': table.auroc[finding] for finding in FINDINGS}}
 
 # %% ../nbs/10_subsets.ipynb #09d58074
-RECIPE = ('backbone', 'weights', 'loss', 'epochs', 'batch_size', 'peak_learning_rate', 'weight_decay', 'seed', 'image_size', 'data')
+RECIPE = ('backbone', 'weights', 'loss', 'epochs', 'batch_size', 'peak_learning_rate', 'weight_decay', 'seed',
+          'image_size', 'data')
 
 def retraining_name(
     kept:pd.Index,
@@ -157,8 +159,9 @@ def run_subsets(
             if not (out / f'{name}.json').is_file()}
     out.mkdir(parents=True, exist_ok=True)
     if jobs: retrain_all(jobs, baseline, store, frame)
-    return pd.DataFrame([dict(zip(['mode', 'rule', 'fraction', 'seed'], cell)) | json.loads((out / f'{name}.json').read_text())
-                         | {'retrained': str(out / name)} for cell, name in zip(grid, names)])
+    results = [json.loads((out / f'{name}.json').read_text()) | {'retrained': str(out / name)} for name in names]
+    labels = pd.DataFrame([cell[:4] for cell in grid], columns=['mode', 'rule', 'fraction', 'seed'])
+    return labels.join(pd.DataFrame(results))
 
 # %% ../nbs/10_subsets.ipynb #0fa11291
 def macro_draws(
@@ -179,6 +182,7 @@ def seed_means(
     drawn = np.random.default_rng(0).integers(len(gains), size=gains.shape)
     return np.take_along_axis(gains, drawn, axis=0).mean(0)
 
+# %% ../nbs/10_subsets.ipynb #c0mpare1
 def compare_with_random(
     rows:pd.DataFrame, # as from `run_subsets`
     frame:pd.DataFrame,
