@@ -101,6 +101,7 @@ def decode(
     modified = [round(os.stat(path).st_mtime, 3) for path in paths]
     if is_current(out, frame.index, size, modified): return ImageStore(out)
     part = out.with_name(f'{out.name}.part{os.getpid()}')
+    shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try: write_store(part, paths, size, modified)
     except BaseException: shutil.rmtree(part); raise

@@ -43,10 +43,10 @@ def read_state(
     try:
         if path.suffix == '.safetensors': return load_file(path)
         state = torch.load(path, map_location='cpu', weights_only=True)
+        return state.get('state_dict', state)
     except Exception as error:
         raise InputError(f'{path} is not a file of weights that is safe to read ({type(error).__name__}): '
                          'save the state dict with safetensors.') from None
-    return state.get('state_dict', state)
 
 # %% ../nbs/05_models.ipynb #e88579fd
 def load_weights(

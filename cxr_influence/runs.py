@@ -104,7 +104,7 @@ def is_complete(
     "Whether a run with these parameters of this template has been finished there."
     try: done = json.loads((folder / 'run.json').read_text())
     except (OSError, ValueError): return False
-    return done.get('complete', False) and all(done[name] == facts[name] for name in ['parameters', 'template'])
+    return done.get('complete', False) and all(done.get(name) == facts[name] for name in ['parameters', 'template'])
 
 def execute(
     path:Path, # of the template
@@ -116,7 +116,7 @@ def execute(
         warnings.simplefilter('ignore')
         try: papermill.execute_notebook(path, folder / 'notebook.ipynb', {**parameters, 'out': str(folder)}, cwd='.',
                                         progress_bar=False, stderr_file=sys.stderr, kernel_name='python3',
-                                        extra_arguments=['--IPKernelApp.log_level=40'])
+                                        extra_arguments=['--IPKernelApp.log_level=50'])
         except papermill.PapermillExecutionError as error:
             if error.ename == 'InputError': raise InputError(error.evalue) from None
             raise
@@ -153,7 +153,8 @@ blockquote{color:#5a6b7b;border-left:3px solid #c9d6e2;margin:0 0 1rem;padding-l
 table{border-collapse:collapse;font-size:.8rem;font-variant-numeric:tabular-nums;margin:.6rem 0;display:block;overflow-x:auto}
 table,th,td{border:0}th,td{padding:.2rem .55rem;text-align:right}thead th{border-bottom:1px solid #9fb1c1}
 tbody tr:nth-child(even){background:#f4f7fa}pre{white-space:pre-wrap;font-size:.8rem;margin:.3rem 0}
-details{color:#a9b7c4;font-size:.75rem;margin:.2rem 0}summary{text-align:right;list-style:none}summary:hover{color:#2b5c8a}details pre{background:#f4f7fa;padding:.6rem .8rem;border-radius:4px}
+details{color:#a9b7c4;font-size:.75rem;margin:.2rem 0}summary:hover{color:#2b5c8a}
+summary{text-align:right;list-style:none}details pre{background:#f4f7fa;padding:.6rem .8rem;border-radius:4px}
 summary{cursor:pointer}.prompt,.output_prompt{display:none}.highlight .k,.highlight .kn{color:#2b5c8a}.highlight .c1{color:#7a8b9a}
 .highlight .s1,.highlight .sa{color:#8a5a2b}
 </style></head><body>{% endblock %}
