@@ -15,7 +15,9 @@ setup(
     long_description=readme.read_text(encoding='utf-8') if readme.exists() else '', long_description_content_type='text/markdown',
     author=cfg['author'], url=cfg['git_url'], license='Apache-2.0', python_requires='>=' + cfg['min_python'],
     classifiers=['Intended Audience :: Science/Research', 'Programming Language :: Python :: 3'],
-    install_requires=cfg['requirements'].split(), extras_require={'dev': cfg['dev_requirements'].split()},
+    install_requires=cfg['requirements'].split(),
+    extras_require={'optional': cfg['optional_requirements'].split(),
+                    'dev': cfg['dev_requirements'].split() + cfg['optional_requirements'].split()},
     # the experiments are notebooks, and part of the program: they ship inside the package
     packages=['cxr_influence', 'cxr_influence.experiments'],
     package_dir={'cxr_influence': 'cxr_influence', 'cxr_influence.experiments': 'nbs/experiments'},

@@ -11,9 +11,9 @@ config.read(ROOT/'settings.ini', encoding='utf-8')
 SETTINGS = config['DEFAULT']
 LISTED = subprocess.check_output(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, text=True).split('\n')
 NOTEBOOKS = {name: json.loads((ROOT/name).read_text(encoding='utf-8')) for name in sorted(LISTED) if name.endswith('.ipynb') and (ROOT/name).exists()}
-NUMBERED = {name: nb for name, nb in NOTEBOOKS.items() if re.fullmatch(r'nbs/\d\d_\w+\.ipynb', name)}
+NUMBERED = {name: nb for name, nb in NOTEBOOKS.items() if re.fullmatch(r'nbs/\d\d[a-z]?_\w+\.ipynb', name)}
 EXPERIMENTS = {name: nb for name, nb in NOTEBOOKS.items() if name.startswith('nbs/experiments/')}
-ORDER = [name[7:-6] for name in NUMBERED] # the modules, first to last
+ORDER = [name.partition('_')[2][:-6] for name in NUMBERED] # the modules, first to last
 TREES = {m: ast.parse((ROOT/'cxr_influence'/f'{m}.py').read_text(encoding='utf-8')) for m in ORDER if (ROOT/'cxr_influence'/f'{m}.py').exists()}
 COMMANDS = dict(c.split('=') for c in SETTINGS['console_scripts'].split())
 
@@ -69,7 +69,7 @@ def test_stored_outputs_hold_no_error_and_no_home_folder(name):
 @pytest.mark.parametrize('name', NUMBERED)
 def test_a_numbered_notebook_makes_the_module_of_its_name(name):
     exports = [m for c in NUMBERED[name]['cells'] for m in re.findall(r'^#\|\s*default_exp\s+(\S+)', source(c), re.M)]
-    assert exports == [name[7:-6]] and exports[0] in TREES
+    assert exports == [name.partition('_')[2][:-6]] and exports[0] in TREES
 
 def test_every_module_has_its_notebook():
     assert {f.stem for f in (ROOT/'cxr_influence').glob('*.py')} - {'__init__', '_modidx'} == set(ORDER)
