@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from .data import find_files, fingerprint, read_nih
+from .data import find_files, find_images, fingerprint, read_nih
 from .labels import FINDINGS, InputError, decode as decode_label
 
 # %% ../nbs/03_images.ipynb #e54f4bf2
@@ -94,10 +94,9 @@ def decode(
     out:str|Path, # folder of the store
 ) -> ImageStore: # rows in the frame's order
     "Decode the frame's images into a store, in parallel; an up-to-date store is used as it is. Raises `InputError`."
-    out, files = Path(out), find_files(root)
-    absent = frame.index[~frame.index.isin(files.index)]
+    out, paths = Path(out), find_images(frame.index, find_files(root), root)
+    absent = frame.index.difference(paths.index)
     if len(absent): raise InputError(f'{len(absent)} images are not in {root}, the first is {absent[0]}.')
-    paths = files[frame.index]
     modified = [round(os.stat(path).st_mtime, 3) for path in paths]
     if is_current(out, frame.index, size, modified): return ImageStore(out)
     part = out.with_name(f'{out.name}.part{os.getpid()}')

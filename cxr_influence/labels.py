@@ -35,6 +35,7 @@ def encode(
     target = np.zeros(len(FINDINGS), dtype=np.float32)
     names = [name.strip() for name in str(text).split('|')]
     if names == [NO_FINDING]: return target
+    if NO_FINDING in names: raise InputError(f'{text!r} says No Finding and something else: keep one of the two.')
     for name in names: target[FINDINGS.index(check_finding(name))] = 1
     return target
 

@@ -18,12 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .data import check_roles, fingerprint
+from .data import fingerprint
 from .images import MEAN, STD, ImageStore, batches
 from .labels import FINDINGS, InputError
 from .losses import FocalLoss, training_loss
 from .metrics import choose_thresholds, evaluate, per_finding, roc_auc_score
 from .models import best_device, load_weights, make_model, read_state
+from .roles import check_roles
 
 # %% ../nbs/07_training.ipynb #0c09d497
 class Checkpoint:

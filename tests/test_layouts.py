@@ -49,7 +49,7 @@ def test_without_lists_patients_are_split_and_it_says_so(phantom, tmp_path):
     root = shutil.copytree(phantom, tmp_path/'copy')
     (root/'test_list.txt').unlink()
     frame = read_nih(root)
-    assert 'No lists found' in ' '.join(frame.attrs['notes'])
+    assert 'No lists found' in str(frame.attrs['report'])
     assert frame.groupby('patient').role.nunique().max() == 1 and set(frame.role) == {'train', 'validation', 'test'}
 
 def test_absent_and_unlisted_images_are_left_out_and_counted(phantom, tmp_path):
@@ -60,5 +60,7 @@ def test_absent_and_unlisted_images_are_left_out_and_counted(phantom, tmp_path):
     (root/'images'/names[5]).unlink()
     frame = read_nih(root)
     assert set(whole.index) - set(frame.index) == {names[0], names[5]}
-    notes = ' '.join(frame.attrs['notes'])
-    assert f'{len(whole):,} rows, {len(whole) - 1:,} of them with an image' in notes and '1 images in neither list' in notes
+    rows = {(row['what'], row['state']): row for row in frame.attrs['report']}
+    assert rows['Data_Entry_2017_v2020.csv', 'found']['count'] == len(whole) and rows['images', 'found']['count'] == len(whole) - 1
+    assert rows['images', 'absent']['count'] == 1 and names[5] in rows['images', 'absent']['detail']
+    assert rows['images', 'skipped']['names'] == [names[0]]

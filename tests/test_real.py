@@ -1,9 +1,10 @@
 "NIH's own table, lists and radiographs, where they are at hand."
 import numpy as np
 
-from cxr_influence.data import choose_patients, find_files, find_one, read_lists, read_nih, read_table, TABLE_NAMES
+from cxr_influence.data import PUBLISHED_COUNTS, TABLE_NAMES, find_files, find_one, read_lists, read_nih, read_table, table_version
 from cxr_influence.images import decode
 from cxr_influence.labels import FINDINGS, encode_all
+from cxr_influence.roles import choose_patients
 from cxr_influence.tracin import score_checkpoint
 from cxr_influence.training import fit, list_checkpoints
 
