@@ -56,6 +56,8 @@ def test_a_patient_in_two_roles(copy):
     moved = frame.assign(role=frame.role.mask(frame.index == names[0], 'test'))
     with refused(f'patient {patient}'): check_roles(moved)
     (copy/'test_list.txt').write_text('\n'.join([*(copy/'test_list.txt').read_text().split(), names[0]]))
+    with refused('test_list.txt', 'train_val_list.txt', names[0], 'one list only'): read_nih(copy)
+    (copy/'train_val_list.txt').write_text((copy/'train_val_list.txt').read_text().replace(names[0], ''))
     with refused(f'patient {patient}'): read_nih(copy)
 
 def test_an_image_that_cannot_be_decoded(copy, tmp_path):
