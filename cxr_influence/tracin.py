@@ -20,8 +20,9 @@ from torch.func import functional_call, grad, grad_and_value, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from .batches import batches
 from .data import fingerprint
-from .images import ImageStore, batches
+from .images import ImageStore
 from .labels import FINDINGS, InputError, decode as decode_label
 from .losses import FocalLoss
 from .models import best_device, weights_checksum

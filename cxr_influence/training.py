@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .batches import MEAN, STD, batches
 from .data import fingerprint
-from .images import MEAN, STD, ImageStore, batches
+from .images import ImageStore
 from .labels import FINDINGS, InputError
 from .losses import FocalLoss, training_loss
 from .metrics import choose_thresholds, evaluate, per_finding, roc_auc_score

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from cxr_influence.data import read_nih
-from cxr_influence.images import ImageStore, decode, open_data
+from cxr_influence.batches import open_data
+from cxr_influence.images import decode, open_store
 from cxr_influence.labels import FINDINGS, InputError, encode
 from cxr_influence.models import make_model
 from cxr_influence.roles import check_roles
@@ -60,30 +61,13 @@ def test_a_patient_in_two_roles(copy):
     (copy/'train_val_list.txt').write_text((copy/'train_val_list.txt').read_text().replace(names[0], ''))
     with refused(f'patient {patient}'): read_nih(copy)
 
-def test_an_image_that_cannot_be_decoded(copy, tmp_path):
-    frame = read_nih(copy)
-    image = copy/'images'/frame.index[17]
-    for content in [image.read_bytes()[:200], b'', b'GIF89a nonsense']:
-        image.write_bytes(content)
-        with refused(image.name, 'cannot be decoded'): decode(frame, copy, 64, tmp_path/'stores/store')
-        assert list((tmp_path/'stores').iterdir()) == []
-    image.unlink()
-    with refused(image.name): decode(frame, copy, 64, tmp_path/'store')
-
-def test_a_changed_image_is_decoded_again(copy, tmp_path):
-    frame = read_nih(copy)
-    before = decode(frame, copy, 64, tmp_path/'store').pixels[3].copy()
-    shutil.copy(copy/'images'/frame.index[4], copy/'images'/frame.index[3])
-    after = decode(frame, copy, 64, tmp_path/'store')
-    assert (after.pixels[3] != before).any() and (after.pixels[3] == after.pixels[4]).all()
-
 def test_settings_that_make_no_sense(data, tmp_path, phantom):
     for name, value in [('epochs', 0), ('batch_size', -1), ('learning_rate', 0.)]:
         with refused(name): fit(*data, tmp_path/'run', 'densenet_small', **{name: value})
     with refused('densenet9000'): make_model('densenet9000')
     with refused('none.safetensors'): make_model('densenet_small', tmp_path/'none.safetensors')
     with refused('image_size', '5'): open_data(phantom, 5, tmp_path)
-    with refused('No image store'): ImageStore(tmp_path)
+    with refused('No image store'): open_store(tmp_path)
     with refused('learning_rate'): fit(*data, tmp_path/'run', 'densenet_small', learning_rate=1e30)
     assert list(tmp_path.iterdir()) == []
 

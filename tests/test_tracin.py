@@ -5,7 +5,7 @@ import pytest, torch, torchvision
 from torch import nn
 
 from cxr_influence import tracin
-from cxr_influence.images import normalise
+from cxr_influence.batches import normalise
 from cxr_influence.labels import FINDINGS
 from cxr_influence.losses import FocalLoss
 from cxr_influence.models import replace_head, weights_checksum
