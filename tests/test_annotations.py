@@ -60,7 +60,8 @@ def test_a_header_alone_is_no_boxes(folder):
     ('320.5', '-1', 'line 2 .* outside'), ('320.5', '600', 'line 2 .* outside'), ('1024,768', '1024,769', 'line 3 .* outside'),
     ('320.5', 'inf', 'line 2 .* outside'), ('480,320', '480,0', 'line 2 .* no area'), ('1024,768', '-5,768', 'line 3 .* no area'),
     ('00000001_000.png', '', 'line 2 .* no image'), ('Bbox [x', 'left', r"lacks the columns \['Bbox \[x'\]"),
-    ('Finding Label', 'Finding', 'lacks the columns'), (BOXES, '', 'cannot be read'), ('Cardio', '"Cardio', 'cannot be read')])
+    ('Finding Label', 'Finding', 'lacks the columns'), (BOXES, '', 'cannot be read'), ('Cardio', '"Cardio', 'cannot be read'),
+    ('480,320', '480,320,,,,9', 'cannot be read'), ('Finding Label,', '', 'lacks the columns')])
 def test_a_box_that_cannot_be_is_named(folder, right, wrong, said):
     with pytest.raises(InputError, match=f'{BOX_NAMES[0]}.*{said}'): read_boxes(folder(BOXES.replace(right, wrong)))
 
@@ -207,6 +208,7 @@ def test_nihs_labels_against_googles_readers(full):
 def test_a_question_without_labels_asks_for_none_of_them():
     frame = encode_all(pd.Series(['No Finding', 'Hernia', 'Mass|Nodule']))
     assert nih_says(frame, ()).tolist() == [1, 0, 0] and nih_says(frame, ('Nodule', 'Mass')).tolist() == [0, 0, 1]
+    with pytest.raises(InputError, match='Unknown finding'): nih_says(frame, ('Infiltrate',))
     frame.loc[0, 'Mass'] = np.nan
     assert np.isnan(nih_says(frame, ())[0]) and nih_says(frame, ('Hernia',)).tolist() == [0, 1, 0]
 
@@ -214,6 +216,7 @@ def test_nothing_seen_or_labelled_has_no_share():
     frame = encode_all(pd.Series(['Mass', 'No Finding'])).assign(role='test', google_Pneumothorax=[0., 0.])
     row = agreement(frame).iloc[0]
     assert np.isnan(row[['PPV', 'PPV low', 'sensitivity', 'sensitivity high']].astype(float)).all() and row.disagree == 0
+    assert agreement(frame.drop(columns='role')).index.tolist() == [('google_Pneumothorax', 'all')]
     with pytest.raises(InputError, match='no readers'): agreement(frame.drop(columns='google_Pneumothorax'))
 
 @pytest.mark.parametrize('hits, of', [(0, 20), (3, 10), (97, 200), (20, 20)])
