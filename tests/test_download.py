@@ -20,6 +20,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         site, name = self.server.site, self.path[1:]
         if site.refusals: return self.send_error(site.refusals.pop(0))
+        if name.startswith('static/'): # as Box does: a public link leads to another address
+            self.send_response(302)
+            self.send_header('Location', site.url + name[7:])
+            return self.end_headers()
         if name not in site.files: return self.send_error(404)
         data, tag = site.files[name], site.tag and f'"{hashlib.md5(site.files[name]).hexdigest()}"'
         span = self.headers.get('Range') if site.ranges else None
@@ -97,6 +101,11 @@ def test_a_server_that_cannot_begin_in_the_middle_begins_again(site, waits, tmp_
     site.ranges, site.cuts = False, [500_000]
     assert fetch(site.url + 'f', tmp_path/'f', **sums(site.files['f'])).read_bytes() == site.files['f']
     assert [start for _, start, _ in site.log] == [0, 0]
+
+def test_going_on_through_a_redirection(site, waits, tmp_path):
+    site.cuts = [500_000]
+    assert fetch(site.url + 'static/f', tmp_path/'f').read_bytes() == site.files['f']
+    assert site.log[1][1] > 500_000 - BLOCK
 
 def test_a_server_that_begins_elsewhere_than_asked(site, waits, tmp_path):
     site.from_zero, site.cuts = True, [500_000]
