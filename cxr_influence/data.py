@@ -92,7 +92,7 @@ COLUMNS = {'Image Index': 'image', 'Finding Labels': 'labels', 'Patient ID': 'pa
 
 def read_csv(
     path:str|Path,
-) -> pd.DataFrame: # every cell as text, NaN where a row is too short
+) -> pd.DataFrame: # every cell as text, '' where a row is too short
     "Read a CSV as text, whatever its line ends. Raises `InputError` that names the file."
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', pd.errors.ParserWarning) # a comma at the end of every row: an empty column
@@ -108,7 +108,8 @@ def whole_years(
     "Read ages as NIH and DICOM write them."
     codes, distinct = pd.factorize(ages)
     parts = pd.Series(distinct, dtype=str).str.extract(r'^\s*(\d{1,4})(?:\.0*)?\s*([YMWD]?)\s*$')
-    years = pd.to_numeric(parts[0], errors='coerce') // parts[1].map({'': 1, 'Y': 1, 'M': 12, 'W': 52, 'D': 365})
+    unit = pd.to_numeric(parts[1].map({'': 1, 'Y': 1, 'M': 12, 'W': 52, 'D': 365}), errors='coerce')
+    years = pd.to_numeric(parts[0], errors='coerce') // unit
     return pd.Series(years.where(years <= 100).to_numpy('float64')[codes], index=ages.index)
 
 # %% ../nbs/01_data.ipynb #3317c560
@@ -122,7 +123,6 @@ def label_problem(
 
 NUMBER, FILE_NAME = r'\s*\d{1,15}\s*', r'[^/\\\x00-\x1f]*[^/\\\x00-\x1f.][^/\\\x00-\x1f]*'
 ROW_RULES = { # what a row that breaks it does, and which rows of a table do
-    'has too few columns': lambda table: table.isna().any(axis=1),
     'is no plain file name': lambda table: ~table.image.str.fullmatch(FILE_NAME),
     'comes a second time': lambda table: table.image.duplicated(),
     'has a patient that is not a whole number': lambda table: ~table.patient.str.fullmatch(NUMBER),

@@ -16,22 +16,23 @@ def choose_patients(
     frame:pd.DataFrame, # index `image`, with `patient` and the findings
     fraction:float, # share of the images to choose
     seed:int=0,
-    cuts:int=100, # random cuts to choose from
 ) -> np.ndarray: # (n,) bool: whole patients
-    "Choose whole patients that hold `fraction` of the images and, as nearly as `cuts` draws allow, of every finding."
+    "Choose whole patients that hold `fraction` of the images and, as nearly as can be, of every finding."
     if not 0 < fraction < 1: raise InputError(f'fraction is {fraction}: give a share between 0 and 1.')
-    rng = np.random.default_rng(seed)
     patients, patient = np.unique(frame.patient, return_inverse=True)
     counted = np.column_stack([np.ones(len(frame)), frame[list(FINDINGS)].fillna(0)])
     totals = np.stack([np.bincount(patient, column, len(patients)) for column in counted.T], axis=1)
-    best, chosen = np.inf, None
-    for _ in range(cuts):
-        order = rng.permutation(len(patients))
-        taken = order[:max(1, np.searchsorted(np.cumsum(totals[order, 0]), fraction * len(frame)))]
-        shares = totals[taken].sum(0) / np.maximum(totals.sum(0), 1)
-        worst = np.abs(shares - fraction)[totals.sum(0) > 0].max()
-        if worst < best: best, chosen = worst, taken
-    return np.isin(frame.patient, patients[chosen])
+    order = np.random.default_rng(seed).permutation(len(patients))
+    chosen = np.isin(np.arange(len(patients)), order[:max(1, round(fraction * len(patients)))])
+    weight = 1 / np.maximum(totals.sum(0), 1) # squared deviations count as in a chi-squared statistic
+    while True:
+        excess = totals[chosen].sum(0) - fraction * totals.sum(0)
+        move = np.where(chosen, -1, 1)
+        gain = -2 * move * (totals @ (weight * excess)) - totals**2 @ weight # how much a patient's move would bring
+        if chosen.sum() == 1: gain[chosen] = -np.inf
+        if (~chosen).sum() == 1: gain[~chosen] = -np.inf
+        if gain.max() <= 1e-9: return chosen[patient]
+        chosen[gain.argmax()] ^= True
 
 # %% ../nbs/00a_roles.ipynb #878aeecf
 def assign_roles(
