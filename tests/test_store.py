@@ -1,0 +1,323 @@
+"The image store: one door for every format, and nothing lost or wrong whenever it is killed, changed, damaged or starved."
+import errno, io, json, multiprocessing, os, random, shutil, signal, threading, time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
+from tqdm import tqdm
+
+from cxr_influence import images
+from cxr_influence.batches import batches, match_store, open_data
+from cxr_influence.data import read_nih
+from cxr_influence.images import decode, open_store, read_image, verify_store
+from cxr_influence.labels import InputError
+
+@pytest.fixture
+def copy(phantom, tmp_path): return shutil.copytree(phantom, tmp_path/'copy')
+
+def sentence(function, *arguments, **keywords):
+    with pytest.raises(InputError) as caught: function(*arguments, **keywords)
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+def same(one, other): return one.names.equals(other.names) and np.array_equal(one.pixels, other.pixels) and one.index.crc32.equals(other.index.crc32)
+
+# --- formats ---
+
+GREY = np.linspace(0, 255, 40 * 48).reshape(40, 48).round().astype(np.uint8)
+
+def dicom(path, values, kind='MONOCHROME2', bits=12, **elements):
+    file = Dataset()
+    file.file_meta = FileMetaDataset(TransferSyntaxUID=ExplicitVRLittleEndian)
+    file.SOPClassUID = DigitalXRayImageStorageForPresentation
+    file.set_pixel_data(values, kind, bits)
+    for name, value in elements.items(): setattr(file, name, value)
+    file.save_as(path, enforce_file_format=True)
+    return path
+
+@pytest.mark.parametrize('mode', ['L', 'LA', 'RGB', 'RGBA', 'P', 'I;16', 'I'])
+@pytest.mark.parametrize('suffix', ['.png', '.tif'])
+def test_grey_is_grey_in_every_mode(tmp_path, mode, suffix):
+    image = Image.fromarray(GREY.astype(np.uint16) * 257) if mode.startswith('I') else Image.fromarray(GREY).convert(mode)
+    if mode == 'I': image = Image.fromarray(GREY.astype(np.int32) * 257)
+    if mode in ('LA', 'RGBA'): image.putalpha(Image.fromarray(255 - GREY))
+    if (mode, suffix) == ('I', '.png') or (mode, suffix) == ('LA', '.tif') : suffix = '.tif' if mode == 'I' else '.png'
+    image.save(tmp_path/f'x{suffix}')
+    pixels, width, height = read_image(tmp_path/f'x{suffix}', 48)
+    expected = np.asarray(Image.fromarray(GREY).resize((48, 48), Image.Resampling.LANCZOS))
+    assert (width, height) == (48, 40) and pixels.dtype == np.uint8
+    np.testing.assert_allclose(pixels.astype(int), expected, atol=1)
+
+def test_a_jpeg_whatever_its_name(tmp_path):
+    Image.fromarray(GREY).convert('RGB').save(tmp_path/'x.jpg', quality=95)
+    (tmp_path/'x.jpg').rename(tmp_path/'x.png')
+    np.testing.assert_allclose(read_image(tmp_path/'x.png', 40)[0].astype(int), read_image_of(GREY, 40), atol=12)
+
+def read_image_of(grey, size): return np.asarray(Image.fromarray(grey).resize((size, size), Image.Resampling.LANCZOS)).astype(int)
+
+@pytest.mark.parametrize('bits, dtype', [(8, np.uint8), (10, np.uint16), (12, np.uint16), (16, np.uint16)])
+@pytest.mark.parametrize('kind', ['MONOCHROME1', 'MONOCHROME2'])
+def test_dicom_of_every_depth(tmp_path, bits, dtype, kind):
+    top = 2**bits - 1
+    values = (GREY / 255 * top).round().astype(dtype)
+    path = dicom(tmp_path/'x.dcm', top - values if kind == 'MONOCHROME1' else values, kind, bits)
+    np.testing.assert_allclose(read_image(path, 40)[0].astype(int), read_image_of(GREY, 40), atol=1)
+
+def test_dicom_windows_rescales_and_tables(tmp_path):
+    values = (GREY / 255 * 4095).round().astype(np.uint16)
+    half = dicom(tmp_path/'w.dcm', values, WindowCenter=1024, WindowWidth=2048)
+    expected = np.clip(GREY / 255 * 4095 / 2048, 0, 1) * 255
+    np.testing.assert_allclose(read_image(half, 40)[0].astype(int), read_image_of(expected.astype(np.uint8), 40), atol=6)
+    signed = dicom(tmp_path/'s.dcm', (values.astype(np.int32) - 2048).astype(np.int16), RescaleIntercept=2048, RescaleSlope=1)
+    np.testing.assert_allclose(read_image(signed, 40)[0].astype(int), read_image_of(GREY, 40), atol=1)
+    table = Dataset()
+    table.LUTDescriptor, table.LUTData = [4096, 0, 12], np.arange(4095, -1, -1).astype('<u2').tobytes() # upside down
+    table['LUTDescriptor'].VR, table['LUTData'].VR = 'US', 'OW'
+    upside_down = dicom(tmp_path/'t.dcm', values, VOILUTSequence=Sequence([table]))
+    np.testing.assert_allclose(read_image(upside_down, 40)[0].astype(int), read_image_of(255 - GREY, 40), atol=2)
+
+def test_files_that_are_no_radiographs(tmp_path, monkeypatch):
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)).save(buffer, 'PNG')
+    png = buffer.getvalue()
+    Image.fromarray(GREY.astype(np.float32)).save(tmp_path/'float.tif')
+    dicom(tmp_path/'colour.dcm', np.stack([GREY] * 3, -1), 'RGB', 8)
+    whole = dicom(tmp_path/'whole.dcm', GREY, bits=8).read_bytes()
+    bad = {'truncated.png': (png[:len(png) // 2], 'truncated'), 'empty.png': (b'', 'empty'), 'flipped.png': (png[:60] + bytes(40) + png[100:], ''),
+           'web.png': (b'\n<!DOCTYPE html><html>', 'web page'), 'noise.png': (os.urandom(300), ''), 'cut.dcm': (whole[:-900], ''),
+           'float.tif': (None, 'floating-point'), 'colour.dcm': (None, 'one grey frame'), 'magic.dcm': (bytes(128) + b'DICM', '')}
+    for name, (content, word) in bad.items():
+        if content is not None: (tmp_path/name).write_bytes(content)
+        said = sentence(read_image, tmp_path/name, 32)
+        assert name in said and word in said and 'cannot be decoded' in said and 'fetch it again' in said
+    (tmp_path/'folder.png').mkdir()
+    assert 'folder.png cannot be decoded' in sentence(read_image, tmp_path/'folder.png', 32)
+    assert 'nowhere.png' in sentence(read_image, tmp_path/'nowhere.png', 32)
+    Image.new('1', (20_000, 20_000)).save(tmp_path/'bomb.png') # 50 kB that would take 400 MB as grey
+    assert 'bomb.png cannot be decoded' in sentence(read_image, tmp_path/'bomb.png', 32)
+    Image.new('1', (11_000, 9_000)).save(tmp_path/'bomb.png') # Pillow only warns
+    with pytest.warns(Image.DecompressionBombWarning): assert '11000 x 9000' in sentence(read_image, tmp_path/'bomb.png', 32)
+
+def test_without_pydicom_it_says_what_to_install(tmp_path, monkeypatch):
+    path = dicom(tmp_path/'x.dcm', GREY, bits=8)
+    monkeypatch.setitem(__import__('sys').modules, 'pydicom', None)
+    assert 'pip install pydicom' in sentence(read_image, path, 32)
+
+# --- interruptions ---
+
+fork = multiprocessing.get_context('fork')
+SIZE = 512
+
+def alone(function, *arguments):
+    tqdm.set_lock(threading.RLock()) # a forked process shares its parent's, and would take it along when killed
+    function(*arguments)
+
+def in_child(function, *arguments):
+    "Run in a process of its own, and return it, started."
+    process = fork.Process(target=alone, args=(function, *arguments))
+    process.start()
+    return process
+
+@pytest.fixture(scope='module')
+def wanted(phantom, tmp_path_factory):
+    frame = read_nih(phantom)
+    return frame, decode(frame, phantom, SIZE, tmp_path_factory.mktemp('wanted')/'store')
+
+def slowly(frame, root, out): # blocks of 8, some milliseconds an image
+    images.read_image, plain = (lambda path, size: (time.sleep(.004), plain(path, size))[1]), images.read_image
+    decode(frame, root, SIZE, out)
+
+def test_killed_at_any_moment_it_goes_on_and_ends_in_the_same_bytes(phantom, wanted, tmp_path, monkeypatch):
+    frame, expected = wanted
+    monkeypatch.setattr(images, 'BLOCK', SIZE**2 * 8) # eight images
+    rng, out, seen = random.Random(os.urandom(8)), tmp_path/'store', []
+    for _ in range(20):
+        process = in_child(slowly, frame, phantom, out)
+        time.sleep(rng.uniform(.02, .25))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        journal = tmp_path/'store.part/journal.csv'
+        seen.append(len(journal.read_text().splitlines()) - 1 if journal.exists() and journal.stat().st_size else len(frame) * out.exists())
+    assert any(0 < count < len(frame) for count in seen) and seen == sorted(seen) # killed in the middle; nothing is lost
+    store = decode(frame, phantom, SIZE, out)
+    assert same(store, expected) and (out/'pixels.npy').read_bytes() == (expected.folder/'pixels.npy').read_bytes()
+    verify_store(store)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['.store.lock', 'store']
+
+def stop_at(name, after, frame, root, out):
+    step = getattr(images, name)
+    def stopped(*arguments):
+        if name == 'publish' and not (arguments[0]/'store.json').exists(): return step(*arguments) # the one at the beginning
+        if after: step(*arguments)
+        os._exit(9)
+    setattr(images, name, stopped)
+    decode(frame, root, 64, out)
+
+@pytest.mark.parametrize('after', [False, True])
+@pytest.mark.parametrize('name', ['prepare', 'take_over', 'fill', 'seal', 'publish'])
+def test_killed_between_steps_while_an_older_store_is_replaced(copy, tmp_path, name, after):
+    frame, out = read_nih(copy), tmp_path/'store'
+    decode(frame, copy, 64, out)
+    shutil.copy(copy/'images'/frame.index[4], copy/'images'/frame.index[3])
+    process = in_child(stop_at, name, after, frame, copy, out)
+    process.join()
+    assert process.exitcode == 9
+    store = decode(frame, copy, 64, out)
+    assert same(store, decode(frame, copy, 64, tmp_path/'fresh')) and not list(tmp_path.glob('store.*'))
+
+def test_a_kill_between_the_two_renames(copy, tmp_path):
+    frame, out = read_nih(copy), tmp_path/'store'
+    expected = decode(frame, copy, 64, tmp_path/'fresh')
+    shutil.copytree(expected.folder, tmp_path/'store.part')
+    shutil.copytree(expected.folder, tmp_path/'store.old')
+    assert same(decode(frame, copy, 64, out), expected) and not list(tmp_path.glob('store.*'))
+
+def test_a_journal_is_only_believed_where_the_pixels_agree(copy, tmp_path, monkeypatch):
+    frame, out, part = read_nih(copy), tmp_path/'store', tmp_path/'store.part'
+    expected = decode(frame, copy, 64, tmp_path/'fresh')
+    monkeypatch.setattr(images, 'seal', lambda *_: (_ for _ in ()).throw(InputError('stopped')))
+    sentence(decode, frame, copy, 64, out)
+    monkeypatch.undo()
+    journal = (part/'journal.csv').read_text()
+    assert journal.count('\n') == len(frame) + 1
+    with images.Rows(part/'pixels.npy') as rows: rows[11] = bytes(64 * 64) # a page that never reached the disk
+    (part/'journal.csv').write_text(journal[:-7]) # a line cut short
+    calls = []
+    monkeypatch.setattr(images, 'read_image', lambda path, size: (calls.append(Path(path).name), read_image(path, size))[1])
+    assert same(decode(frame, copy, 64, out), expected) and sorted(calls) == sorted([frame.index[11], frame.index[-1]])
+
+def test_two_processes_at_once_make_one_store(phantom, tmp_path):
+    frame, out = read_nih(phantom), tmp_path/'store'
+    processes = [in_child(decode, frame, phantom, 64, out) for _ in range(3)]
+    for process in processes: process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert same(open_store(out), decode(frame, phantom, 64, tmp_path/'alone'))
+
+def test_the_number_of_threads_changes_nothing(phantom, tmp_path, monkeypatch):
+    frame, stores = read_nih(phantom), []
+    for threads in [1, 7]:
+        monkeypatch.setattr(images, 'cpu_count', lambda: threads)
+        stores.append(decode(frame, phantom, 64, tmp_path/f'{threads}'))
+    assert same(*stores) and (stores[0].folder/'images.csv').read_bytes() == (stores[1].folder/'images.csv').read_bytes()
+
+# --- changes and damage ---
+
+@pytest.fixture
+def counted(monkeypatch):
+    calls = []
+    monkeypatch.setattr(images, 'read_image', lambda path, size: (calls.append(Path(path).name), read_image(path, size))[1])
+    return calls
+
+def test_only_what_changed_is_decoded_again(copy, tmp_path, counted):
+    frame, out = read_nih(copy), tmp_path/'store'
+    before = decode(frame[5:], copy, 64, out)
+    assert len(counted) == len(frame) - 5 and before.names.equals(frame.index[5:])
+    counted.clear()
+    decode(frame[5:], copy, 64, out)
+    assert counted == []
+    shutil.copy(copy/'images'/frame.index[8], copy/'images'/frame.index[7]) # one changed, five added, two gone
+    after = decode(frame[:-2], copy, 64, out)
+    assert sorted(counted) == sorted([*frame.index[:5], frame.index[7]])
+    assert (after.pixels[7] == after.pixels[8]).all() and (before.pixels[2] != after.pixels[7]).any() # an open store keeps what it had
+    assert same(after, decode(frame[:-2], copy, 64, tmp_path/'fresh'))
+    counted.clear()
+    assert same(decode(frame[:-2][::-1], copy, 64, out), decode(frame[:-2][::-1], copy, 64, tmp_path/'backwards'))
+    assert len(counted) == len(frame) - 2 # another order: copied, and decoded once for the comparison
+    decode(frame[:-2], copy, 48, out)
+    assert open_store(out).size == 48
+
+def test_skipping_lists_what_was_left_out_and_is_undone(copy, tmp_path, counted):
+    frame, out = read_nih(copy), tmp_path/'store'
+    kept = [(copy/'images'/frame.index[row]).read_bytes() for row in (3, 77)]
+    for row, content in [(3, b''), (77, b'<html>')]: (copy/'images'/frame.index[row]).write_bytes(content)
+    assert frame.index[3] in sentence(decode, frame, copy, 64, out)
+    store = decode(frame, copy, 64, out, on_error='skip')
+    assert store.names.equals(frame.index.delete([3, 77])) and list(store.skipped) == list(frame.index[[3, 77]])
+    assert (store.pixels[5] == read_image(copy/'images'/store.names[5], 64)[0]).all() and '2 skipped' in repr(store)
+    fewer, _ = match_store(frame, store)
+    assert fewer.index.equals(store.names) and fewer.attrs['report'][-1]['state'] == 'unreadable'
+    assert fewer.attrs['report'][-1]['names'] == list(store.skipped)
+    counted.clear()
+    assert same(decode(frame, copy, 64, out, on_error='skip'), store) and counted == []
+    assert frame.index[3] in sentence(decode, frame, copy, 64, out) # asked to raise, it does, and keeps the store
+    assert same(open_store(out), store)
+    for row, content in zip((3, 77), kept): (copy/'images'/frame.index[row]).write_bytes(content)
+    counted.clear()
+    assert same(decode(frame, copy, 64, out), decode(frame, copy, 64, tmp_path/'fresh')) and len(counted) <= len(frame) + 4
+    for name in frame.index: (copy/'images'/name).write_bytes(b'')
+    assert 'None of' in sentence(decode, frame, copy, 64, tmp_path/'none', on_error='skip')
+    assert 'on_error' in sentence(decode, frame, copy, 64, out, on_error='ignore')
+
+def test_open_data_can_skip(copy, tmp_path):
+    frame = read_nih(copy)
+    (copy/'images'/frame.index[3]).write_bytes(b'')
+    sentence(open_data, copy, 64, tmp_path/'stores')
+    fewer, store = open_data(copy, 64, tmp_path/'stores', on_error='skip')
+    assert store.names.equals(fewer.index) and len(fewer) == len(frame) - 1
+    assert 'unreadable' in repr(fewer.attrs['report'])
+    assert sum(len(i) for _, _, i in batches(store, fewer, np.arange(len(fewer)))) == len(fewer)
+
+def test_absent_images_and_links_to_nowhere(copy, tmp_path):
+    frame = read_nih(copy)
+    path = copy/'images'/frame.index[9]
+    path.unlink()
+    assert frame.index[9] in sentence(decode, frame, copy, 64, tmp_path/'store')
+    path.symlink_to('nowhere')
+    assert f'{frame.index[9]} cannot be decoded' in sentence(decode, frame, copy, 64, tmp_path/'store')
+    path.unlink()
+    path.mkdir()
+    assert f'{frame.index[9]} cannot be decoded' in sentence(decode, frame, copy, 64, tmp_path/'store')
+
+@pytest.mark.parametrize('damage', ['pixels cut', 'pixels gone', 'index edited', 'json cut', 'json of another', 'a row changed'])
+def test_damage_is_noticed_and_mended(copy, tmp_path, damage):
+    frame, out = read_nih(copy), tmp_path/'store'
+    expected = decode(frame, copy, 64, tmp_path/'fresh')
+    decode(frame, copy, 64, out)
+    if damage == 'pixels cut': os.truncate(out/'pixels.npy', 5000)
+    if damage == 'pixels gone': (out/'pixels.npy').unlink()
+    if damage == 'index edited': (out/'images.csv').write_text((out/'images.csv').read_text().replace(frame.index[1], frame.index[2]))
+    if damage == 'json cut': os.truncate(out/'store.json', 20)
+    if damage == 'json of another': (out/'store.json').write_text(json.dumps({'size': 64, 'images': 3, 'index_sha256': '', 'skipped': {}}))
+    if damage == 'a row changed':
+        with images.Rows(out/'pixels.npy') as rows: rows[5] = bytes(64 * 64)
+        assert frame.index[5] in sentence(verify_store, open_store(out))
+        shutil.rmtree(out)
+    else: assert 'damaged' in sentence(lambda: open_store(out).names)
+    assert same(decode(frame, copy, 64, out), expected)
+
+# --- disks ---
+
+def test_a_full_disk_keeps_what_is_decoded(phantom, tmp_path, monkeypatch):
+    frame, out = read_nih(phantom), tmp_path/'store'
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(images.shutil, 'disk_usage', lambda path: usage._replace(free=100_000))
+        assert 'GB are free' in sentence(decode, frame, phantom, 64, out)
+    monkeypatch.setattr(images, 'BLOCK', 64**2 * 8)
+    append, count = images.append, iter(range(10))
+    def full(part, lines):
+        if next(count) == 3: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(part, lines)
+    with monkeypatch.context() as patch:
+        patch.setattr(images, 'append', full)
+        said = sentence(decode, frame, phantom, 64, out)
+        assert 'No space left' in said and str(out) in said and 'kept' in said
+    assert len((tmp_path/'store.part/journal.csv').read_text().splitlines()) == 25
+    assert same(decode(frame, phantom, 64, out), decode(frame, phantom, 64, tmp_path/'fresh'))
+
+def test_folders_that_cannot_be_written(phantom, tmp_path):
+    frame = read_nih(phantom)
+    (tmp_path/'file').write_text('')
+    for out in [tmp_path/'file/store', Path('/proc/nowhere/store')]:
+        said = sentence(decode, frame, phantom, 64, out)
+        assert str(out) in said and 'cannot be written' in said
+
+def test_opening_reads_almost_nothing(phantom, tmp_path, monkeypatch):
+    store = decode(read_nih(phantom), phantom, 64, tmp_path/'store')
+    (tmp_path/'store/images.csv').unlink()
+    assert len(open_store(tmp_path/'store')) == len(store) # neither the index nor a pixel is read
