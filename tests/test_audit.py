@@ -1,0 +1,160 @@
+"The audit: planted copies are found, strangers are not, and the blocks change nothing."
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from cxr_influence.audit import (describe_pairs, find_duplicates, near_pairs, perceptual_hashes, pixel_difference,
+                                 plot_co_occurrence, plot_roles, role_shares, share_by_patient, show_pairs)
+from cxr_influence.data import read_nih
+from cxr_influence.images import decode
+from cxr_influence.labels import FINDINGS, InputError
+from cxr_influence.phantom import make_phantom, read_truth
+
+def jpeg(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, 'JPEG', quality=40)
+    return np.asarray(Image.open(file))
+
+CHANGES = {'as it is': lambda a: a, 'brighter': lambda a: np.clip(a * 1. + 20, 0, 255).astype('uint8'),
+           'less contrast': lambda a: (.7 * a + 30).astype('uint8'), 'as JPEG': jpeg,
+           'moved': lambda a: np.pad(a, ((1, 0), (0, 1)), mode='edge')[:-1, 1:],
+           'resized': lambda a: np.asarray(Image.fromarray(a).resize((96, 96)).resize(a.shape[::-1]))}
+
+@pytest.fixture(scope='module')
+def clean(tmp_path_factory):
+    "150 phantoms of whom none is a copy."
+    root = make_phantom(tmp_path_factory.mktemp('audit')/'phantom', n=150, seed=11, duplicates=0)
+    frame = read_nih(root)
+    return frame, decode(frame, root, 128, root.parent/'store')
+
+def plant(clean, change, rows, role='test'):
+    "Add changed copies of the rows, as test images of patients of their own."
+    frame, store = clean
+    copies = frame.iloc[rows].assign(patient=range(10**6, 10**6 + len(rows)), role=role)
+    copies.index = [f'copy{row:04d}.png' for row in rows]
+    both = pd.concat([frame, copies])
+    both.index.name = 'image'
+    pixels = np.concatenate([store.pixels, np.stack([change(store.pixels[row]) for row in rows])])
+    return both, SimpleNamespace(pixels=pixels, names=both.index, size=128)
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_a_planted_copy_is_found_and_comes_first(clean, change):
+    frame, store = clean
+    rows = np.flatnonzero(frame.role == 'train')[5:85:8]
+    found = find_duplicates(*plant(clean, CHANGES[change], rows))
+    crossing = found[found.role != found.other_role]
+    pairs = set(zip(crossing.image, crossing.other))
+    planted = {(frame.index[row], f'copy{row:04d}.png') for row in rows}
+    more = [frame.patient[image] == frame.patient.iloc[int(other[4:8])] for image, other in pairs - planted]
+    assert planted <= pairs and all(more) and len(more) <= 1 # a follow-up of the same patient may look like the copy
+    assert (found.index[:len(pairs)] == crossing.index).all() and not crossing.same_patient.any()
+    assert crossing.difference.is_monotonic_increasing
+    own = crossing[[pair in planted for pair in zip(crossing.image, crossing.other)]]
+    assert own.same_labels.all() and set(own.kind) == ({'identical'} if change == 'as it is' else {'near'})
+
+def test_strangers_are_not_reported(clean):
+    found = find_duplicates(*clean)
+    assert found.same_patient.all() and len(found) <= 2
+    candidates = find_duplicates(*clean, distance=60, difference=1)
+    assert not candidates.same_patient.all(), 'there were strangers to refuse'
+
+def test_the_order_of_alarm(clean):
+    frame, store = clean
+    row, = np.flatnonzero(frame.role == 'train')[[3]]
+    copies = {role: plant(clean, CHANGES['as it is'], [row], role) for role in ('test', 'train')}
+    both = pd.concat([copies['test'][0], copies['train'][0].iloc[-1:].rename(index=lambda name: 'a' + name)])
+    pixels = np.concatenate([copies['test'][1].pixels, copies['train'][1].pixels[-1:]])
+    follow_up = both.iloc[[row]].rename(index=lambda name: 'follow_up.png').assign(Mass=1 - both.Mass.iloc[row])
+    both, pixels = pd.concat([both, follow_up]), np.concatenate([pixels, pixels[[row]]])
+    found = find_duplicates(both, SimpleNamespace(pixels=pixels, names=both.index, size=128))
+    kinds = list(zip(found.role != found.other_role, found.same_patient))
+    assert kinds[:6] == [(True, False)]*2 + [(True, True)] + [(False, False)]*2 + [(False, True)]
+    assert (found.kind[:6] == 'identical').all()
+    assert found.same_labels[5] == False and found.other[5] == 'follow_up.png'
+
+def test_the_audit_finds_the_phantoms_copies(phantom, data):
+    truth = read_truth(phantom).duplicate_of
+    planted = {frozenset(pair) for pair in truth[truth != ''].items()}
+    found = find_duplicates(*data)
+    assert planted and planted <= {frozenset(pair) for pair in zip(found.image, found.other)}
+
+@pytest.mark.parametrize('block', [1, 7, 64, 90, 2048])
+def test_blocks_of_any_size_give_every_pair(block):
+    rng = np.random.default_rng()
+    hashes = rng.integers(0, 256, (rng.integers(60, 91), rng.integers(1, 5)), dtype=np.uint8)
+    hashes[5] = hashes[17]
+    distance = int(rng.integers(0, 2 * hashes.shape[1] + 1))
+    bits = [''.join(f'{byte:08b}' for byte in row) for row in hashes]
+    slow = [(i, j, d) for i in range(len(bits)) for j in range(i + 1, len(bits))
+            for d in [sum(x != y for x, y in zip(bits[i], bits[j]))] if d <= distance]
+    pairs = near_pairs(hashes, distance, block)
+    assert [5, 17, 0] in pairs.tolist() and pairs.tolist() == [list(pair) for pair in slow]
+
+@pytest.mark.parametrize('n', [0, 1])
+def test_no_pair_in_less_than_two_images(n): assert near_pairs(np.zeros((n, 32), np.uint8), 40).shape == (0, 3)
+
+def test_an_odd_hash_size_is_padded_alike(data):
+    codes = perceptual_hashes(data[1], 9)
+    assert codes.shape == (len(data[0]), 11) and not (np.unpackbits(codes, axis=1)[:, 81:]).any()
+
+def test_images_of_one_colour_are_compared_without_a_fuss():
+    black, white = np.zeros((64, 64), 'uint8'), np.full((64, 64), 255, 'uint8')
+    noise = np.random.default_rng().integers(0, 256, (64, 64), 'uint8')
+    assert pixel_difference(black, white) < 1e-6 and pixel_difference(noise, noise) < 1e-3
+    assert pixel_difference(black, noise) > .9
+
+def test_a_store_of_other_images_is_refused(clean):
+    frame, store = clean
+    for other in (frame[::-1], frame[:-1], frame.rename(index={frame.index[0]: 'x.png'})):
+        with pytest.raises(InputError, match='decode this frame'): find_duplicates(other, store)
+
+def test_nothing_found_is_an_empty_table_with_its_columns(clean):
+    frame, store = clean
+    few = SimpleNamespace(pixels=store.pixels[[0, 60]], names=frame.index[[0, 60]], size=128)
+    found = find_duplicates(frame.iloc[[0, 60]], few)
+    assert not len(found) and {'image', 'other', 'kind', 'difference', 'same_patient'} <= set(found.columns)
+
+def test_the_identical_pair_of_nih_is_found(real, tmp_path):
+    frame = read_nih(real)
+    row = frame.index.get_loc('00002658_001.png')
+    some = frame.iloc[row - 150:row + 150]
+    found = find_duplicates(some, decode(some, real, 112, tmp_path/'store'))
+    assert found[['image', 'other', 'kind']].to_numpy().tolist() == [['00002658_001.png', '00002658_002.png', 'identical']]
+    assert found.same_patient.all() and (found.difference < 1e-3).all()
+
+def test_the_intervals_cover_the_truth():
+    rng, patients = np.random.default_rng(5), np.repeat(np.arange(120), 4)
+    risk = rng.beta(2, 6, (300, 120)) # a patient's own share of positive images: the population's mean is 1/4
+    covers = lambda low, high: low <= .25 <= high
+    shares = [share_by_patient(pd.Series((rng.random(480) < np.repeat(r, 4)) * 1.), pd.Series(patients)) for r in risk]
+    honest = np.mean([covers(s['low'], s['high']) for s in shares])
+    half = [1.96 * (s['share'] * (1 - s['share']) / 480)**.5 for s in shares]
+    naive = np.mean([covers(s['share'] - h, s['share'] + h) for s, h in zip(shares, half)])
+    assert .91 <= honest <= .98 and naive < honest
+
+def test_an_unknown_label_agrees_with_an_unknown_one_only(data):
+    frame = data[0].iloc[[0, 0, 0]].assign(Mass=[np.nan, np.nan, 0])
+    assert describe_pairs(frame, np.array([[0, 1], [0, 2]])).same_labels.tolist() == [True, False]
+
+def test_unknown_labels_are_left_out_of_the_shares(data):
+    frame = data[0].copy()
+    first = frame.index[frame.role == 'train'][:10]
+    frame.loc[first, 'Mass'] = np.nan
+    shares = role_shares(frame).loc['train']
+    known = frame[(frame.role == 'train') & frame.Mass.notna()]
+    assert shares.images['Mass'] == len(known) == shares.images['No Finding'] == shares.images['Edema'] - 10
+    assert shares.positives['Mass'] == known.Mass.sum()
+    assert shares.positives['No Finding'] == (known[list(FINDINGS)].sum(axis=1) == 0).sum()
+    nothing = role_shares(frame.assign(Hernia=0.)).loc[('train', 'Hernia')]
+    assert nothing.share == 0 and np.isnan(nothing.low) and np.isnan(nothing.high)
+
+def test_the_pictures_are_drawn(data):
+    frame, store = data
+    empty = frame.assign(Hernia=np.nan, age=frame.age.astype(float).where(frame.role != 'test'))
+    assert len(plot_roles(empty).axes) == 3 and len(plot_co_occurrence(frame[frame.role != 'test']).axes) == 3
+    found = find_duplicates(frame, store)
+    assert len(show_pairs(store, found[:2]).axes) == 6
