@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['TABLE_NAMES', 'LIST_NAMES', 'IMAGE_SUFFIXES', 'WHERE_TO_GET_IT', 'COLUMNS', 'NUMBER', 'FILE_NAME', 'ROW_RULES',
-           'PUBLISHED_COUNTS', 'Report', 'find_files', 'find_one', 'find_images', 'read_csv', 'whole_years',
-           'label_problem', 'read_table', 'tidy', 'read_lists', 'table_version', 'read_nih', 'report_images',
-           'list_roles', 'finish', 'fingerprint']
+           'PUBLISHED_COUNTS', 'Report', 'find_files', 'find_one', 'find_images', 'read_csv', 'ends_early',
+           'whole_years', 'label_problem', 'read_table', 'tidy', 'read_lists', 'table_version', 'read_nih',
+           'report_images', 'list_roles', 'finish', 'fingerprint']
 
-# %% ../nbs/01_data.ipynb #2834a424
-import hashlib, os, re, warnings
+# %% ../nbs/01_data.ipynb #80003a3e
+import csv, hashlib, os, re, warnings, zlib
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +84,11 @@ def find_images(
             if found.isna().any():
                 table = pd.Series(paths, index=cut(keys))
                 found = found.fillna(pd.Series(table[~table.index.duplicated()].reindex(cut(names)).to_numpy(), index=names))
-    return found.dropna()
+    found = found.dropna()
+    if (twice := found.duplicated(keep=False)).any():
+        first, second = found.index[found == found[twice].iloc[0]][:2]
+        raise InputError(f'{first} and {second} are one file, {found[first]}: keep one of them in the table.')
+    return found
 
 # %% ../nbs/01_data.ipynb #99ed84df
 COLUMNS = {'Image Index': 'image', 'Finding Labels': 'labels', 'Patient ID': 'patient', 'Patient Age': 'age',
@@ -92,14 +96,26 @@ COLUMNS = {'Image Index': 'image', 'Finding Labels': 'labels', 'Patient ID': 'pa
 
 def read_csv(
     path:str|Path,
-) -> pd.DataFrame: # every cell as text, '' where a row is too short
+) -> pd.DataFrame: # every cell as text; NaN where a row ends early
     "Read a CSV as text, whatever its line ends. Raises `InputError` that names the file."
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', pd.errors.ParserWarning) # a comma at the end of every row: an empty column
-        try: return pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding='utf-8-sig')
+        try:
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding='utf-8-sig')
+            return table.mask(ends_early(path, table))
         except UnicodeDecodeError: problem = 'is not UTF-8 text: save it as "CSV UTF-8"'
-        except (ValueError, OSError) as error: problem = f'cannot be read as a CSV ({" ".join(str(error).split())})'
+        except (ValueError, OSError, EOFError, zlib.error, csv.Error) as error:
+            problem = f'cannot be read as a CSV ({" ".join(str(error).split())})'
     raise InputError(f'{path} {problem}, or fetch it again.')
+
+def ends_early(path:str|Path, table:pd.DataFrame) -> np.ndarray: # bool, of the table's shape
+    "Tell cells that a row lacks from empty ones, which pandas does not."
+    if str(path).endswith('.gz'): return np.zeros(table.shape, bool) # a file cut short cannot be unpacked
+    with open(path, newline='', encoding='utf-8-sig') as file: rows = [row for row in csv.reader(file) if row]
+    lengths = np.array([len(row) for row in rows[1:]], int)
+    named = sum(name.strip() != '' for name in rows[0])
+    if len(lengths) != len(table) or lengths.min(initial=named) >= named: return np.zeros(table.shape, bool)
+    return (np.arange(table.shape[1]) >= lengths[:, None]) & (np.arange(table.shape[1]) < named)
 
 # %% ../nbs/01_data.ipynb #94a19026
 def whole_years(
@@ -123,6 +139,7 @@ def label_problem(
 
 NUMBER, FILE_NAME = r'\s*\d{1,15}\s*', r'[^/\\\x00-\x1f]*[^/\\\x00-\x1f.][^/\\\x00-\x1f]*'
 ROW_RULES = { # what a row that breaks it does, and which rows of a table do
+    'has too few columns': lambda table: table.isna().any(axis=1),
     'is no plain file name': lambda table: ~table.image.str.fullmatch(FILE_NAME),
     'comes a second time': lambda table: table.image.duplicated(),
     'has a patient that is not a whole number': lambda table: ~table.patient.str.fullmatch(NUMBER),
@@ -255,12 +272,12 @@ def list_roles(frame:pd.DataFrame, names:pd.Index, files:pd.Series, report:Repor
     if len(unlisted): report.add('images', 'skipped', len(unlisted), f'in neither list, such as {unlisted[0]}', unlisted)
     return role
 
-def finish(frame:pd.DataFrame, root:str|Path, report:Report) -> pd.DataFrame:
+def finish(frame:pd.DataFrame, root:str|Path, report:Report, patients_known:bool=True) -> pd.DataFrame:
     "Check the roles and attach what is known about the frame."
     check_roles(frame)
     sizes = frame.role.value_counts()
     report.add('roles', 'found', len(frame), ', '.join(f'{role} {sizes[role]:,}' for role in ['train', 'validation', 'test'])
-               + f'; {frame.patient.nunique():,} patients, each in one role')
+               + (f'; {frame.patient.nunique():,} patients, each in one role' if patients_known else '; patients unknown'))
     frame.attrs = {'root': str(Path(root).resolve()), 'report': report}
     return frame
 

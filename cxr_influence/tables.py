@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VALUES', 'ROLES', 'PATH', 'TABLE_RULES', 'SEXES', 'VIEWS', 'XRV_IMAGES', 'XRV_COLUMNS', 'text_column', 'label_values',
-           'split_labels', 'check_rows', 'tidy_facts', 'table_roles', 'read_dataset', 'take_facts', 'take_labels',
-           'report_columns', 'locate', 'from_torchxrayvision', 'read_grey', 'xrv_class', 'to_torchxrayvision',
-           'from_medmnist', 'unpack_medmnist', 'check_split', 'write_split']
+           'split_labels', 'check_rows', 'tidy_facts', 'table_roles', 'read_dataset', 'whole_rows', 'take_facts',
+           'take_labels', 'report_columns', 'locate', 'from_torchxrayvision', 'read_grey', 'xrv_class',
+           'to_torchxrayvision', 'from_medmnist', 'unpack_medmnist', 'check_split', 'write_split']
 
 # %% ../nbs/01b_tables.ipynb #261a8184
 import os, re, shutil, zipfile
@@ -175,8 +175,8 @@ def read_dataset(
     on_error:str='raise', # or 'skip': leave out rows that cannot be used, and report them
 ) -> pd.DataFrame: # as from `read_nih`
     "Read any table of radiographs, a row an image found; `attrs['report']` says what else. Raises `InputError`."
-    name = 'the table' if isinstance(table, pd.DataFrame) else str(table)
-    table, report, files = read_csv(table) if name == str(table) else table, Report(), find_files(root)
+    name, report, files = 'the table' if isinstance(table, pd.DataFrame) else str(table), Report(), find_files(root)
+    if not isinstance(table, pd.DataFrame): table = whole_rows(read_csv(table), name, report, on_error)
     columns = dict(image=image, patient=patient, age=age, sex=sex, view=view, follow_up=follow_up, role=role)
     facts = take_facts(table, columns)
     texts = take_labels(table, findings, labels, separator, report)
@@ -186,9 +186,15 @@ def read_dataset(
     paths = locate(facts, name, files, root, report)
     frame = tidy_facts(facts, report).join(values).loc[paths.index]
     frame.insert(5, 'role', table_roles(facts.set_index('image').role.loc[paths.index], frame, seed, report))
-    return finish(frame, root, report)
+    return finish(frame, root, report, patient is not None)
 
 # %% ../nbs/01b_tables.ipynb #94fba1af
+def whole_rows(table:pd.DataFrame, name:str, report:Report, on_error:str) -> pd.DataFrame:
+    "Refuse the rows of a file that end early, whose lack of a label says nothing. Raises `InputError`."
+    short = table.isna().any(axis=1)
+    if short.any(): report.refuse(name, f'row {short.idxmax() + 2} has too few columns', short.index[short] + 2, on_error)
+    return table[~short]
+
 def take_facts(table:pd.DataFrame, columns:dict) -> pd.DataFrame:
     "Take every column but the labels as text, '' where there is none. Raises `InputError`."
     if not len(table): raise InputError('The table has no rows: one an image is needed.')

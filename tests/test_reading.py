@@ -55,7 +55,7 @@ BAD_ROWS = { # a row in place of the last one -> words of the sentence
     'C:\\images\\1.png,Hernia,0,3,81,F,PA,1,1,1,1': ['no plain file name', 'row 5'],
     '..,Hernia,0,3,81,F,PA,1,1,1,1': ['no plain file name', 'row 5'],
     ROWS[0]: ['comes a second time', 'row 5', '00000001_000.png'],
-    '00000003_000.png,Hernia,0': ['patient that is not a whole number', 'row 5']}
+    '00000003_000.png,Hernia,0': ['too few columns', 'row 5']}
 
 @pytest.mark.parametrize('row', BAD_ROWS)
 def test_a_row_that_cannot_be_used(tmp_path, row):

@@ -408,3 +408,10 @@ def test_training_and_influence_honour_nan(unknown, tmp_path):
     scores = influence(tmp_path/'run', store, frame, tmp_path/'influence.csv', device='cpu')
     assert len(scores) == (frame.role == 'train').sum() and np.isfinite(scores.drop(columns='rank')).all(axis=None)
     assert (scores.influence_Hernia == 0).all() and scores.influence_Effusion.abs().max() > 0
+
+def test_a_row_that_ends_early_is_no_row_of_blanks(tmp_path):
+    own(tmp_path)
+    path = tmp_path/'own.csv'
+    path.write_text(path.read_text().rstrip('\n').rpartition(',')[0])
+    with refused('own.csv', 'too few columns'): read_dataset(path, tmp_path, **ASKED, blank=0)
+    assert 'skipped' in str(read_dataset(path, tmp_path, **ASKED, blank=0, on_error='skip').attrs['report'])
