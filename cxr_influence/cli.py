@@ -74,6 +74,8 @@ def cxr_baseline(
     data:str='data/NIH14', # Folder of a copy of NIH ChestX-ray14
     checkpoints:str='checkpoints', # Folder for one checkpoint an epoch
     results:str='results', # Folder for tables and figures
+    n:int=0, # About so many images, whole patients; all if 0
+    skip:bool=False, # Leave out rows and images that cannot be read, and report them
     image_size:int=224, # Side to which images are resized, pixels
     backbone:str='densenet121', # densenet_small, densenet121, or another of torchvision's classifiers
     weights:str='random', # To begin with: random, imagenet (fetched by torchvision), or a file
@@ -86,7 +88,8 @@ def cxr_baseline(
     "Train a classifier of the fourteen findings, and evaluate it once on the test images."
     with one_sentence():
         find_files(data), make_model(backbone, weights)
-        folder = run('baseline', again=True, data=data, checkpoints=checkpoints, image_size=image_size, backbone=backbone,
+        folder = run('baseline', again=True, data=data, n=n or None, on_error='skip' if skip else 'raise',
+                     checkpoints=checkpoints, image_size=image_size, backbone=backbone,
                      weights=weights, loss=loss, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
         publish(folder, results)
         print(f'Checkpoints are in {checkpoints}. Next: cxr_influence --checkpoints {checkpoints}')
@@ -141,6 +144,7 @@ REAL_GRID = dict(remove=[.35], select=[.2], seeds=[0])
 @call_parse
 def cxr_demo(
     data:str='', # Folder of a copy of NIH ChestX-ray14; a phantom is drawn if not given
+    n:int=0, # About so many images of it, whole patients; all if 0
     results:str='results', # Folder for tables, figures and the report
 ):
     "Go the whole way, small: train, score, remove and select, report."
@@ -152,7 +156,7 @@ def cxr_demo(
             folder = run(experiment, again=True, data=root, **parameters)
             publish(folder, results)
             return folder
-        folders = [step(1, f'training {recipe["backbone"]} on {root}', 'baseline', image_size=64, **recipe)]
+        folders = [step(1, f'training {recipe["backbone"]} on {root}', 'baseline', n=n or None, image_size=64, **recipe)]
         done = dict(checkpoints=str(folders[0] / 'checkpoints'))
         folders.append(step(2, 'scoring every training image', 'influence', **done))
         for number, mode in [(3, 'remove'), (4, 'select')]:

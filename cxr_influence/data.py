@@ -244,7 +244,9 @@ def read_nih(
     frame.insert(5, 'role', list_roles(frame, rows.index, files, report, validation_fraction, seed))
     frame = frame[frame.role != 'unlisted']
     if n is not None: frame = take_patients(frame, n, seed)
-    return finish(frame, root, report)
+    frame = finish(frame, root, report)
+    frame.attrs['reading'] = {'n': n, 'on_error': on_error}
+    return frame
 
 # %% ../nbs/01_data.ipynb #831eafeb
 def report_images(report:Report, names:pd.Index, paths:pd.Series, files:pd.Series, root:str|Path) -> None:

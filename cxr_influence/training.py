@@ -176,7 +176,7 @@ def fit(
     for epoch in range(resume(out, model, optimizer, run) + 1, epochs + 1):
         start = time.perf_counter()
         trained = train_epoch(model, optimizer, loss, store, frame, run, epoch)
-        facts = {**run, 'root': frame.attrs.get('root'), 'epoch': epoch, **trained, **validate(model, loss, store, frame),
+        facts = {**run, 'root': frame.attrs.get('root'), 'reading': frame.attrs.get('reading', {}), 'epoch': epoch, **trained, **validate(model, loss, store, frame),
                  'seconds': round(time.perf_counter() - start, 2), 'device': str(device),
                  'versions': {'torch': torch.__version__, 'torchvision': torchvision.__version__}}
         save_checkpoint(out / f'epoch_{epoch:03d}', model, optimizer, facts)
