@@ -103,7 +103,7 @@ GOOGLE = ('Pneumothorax', 'Nodule or mass', 'Airspace opacity', 'Fracture')
 def join_google(
     frame:pd.DataFrame, # index `image`, as from `read_nih`
 ) -> pd.DataFrame: # with `google_Pneumothorax` and so on: 1, 0, or NaN where nobody looked
-    "Join the adjudicated labels of Majkowska et al. (2019). Raises `InputError` without torchxrayvision."
+    "Join the adjudicated labels of Majkowska et al. (2020). Raises `InputError` without torchxrayvision."
     path = shipped('google2019_nih-chest-xray-labels.csv.gz')
     words = pd.read_csv(path, index_col='Image Index')[list(GOOGLE)]
     return join_answers(frame, words.apply(lambda column: column.map({'YES': 1, 'NO': 0})).add_prefix('google_'))

@@ -34,7 +34,9 @@ class Report(list):
     def skipped(self): return [name for row in self if row['state'] == 'skipped' for name in row['names']]
     def __deepcopy__(self, memo): return self # pandas copies `attrs` with every slice of a frame
     def __repr__(self): return self.frame().drop(columns='names').to_string(index=False, justify='left')
-    def _repr_html_(self): return self.frame().drop(columns='names').style.format({'count': '{:,}'}).hide().to_html()
+    def _repr_html_(self):
+        with pd.option_context('display.max_colwidth', None):
+            return self.frame().drop(columns='names').to_html(index=False, formatters={'count': '{:,}'.format}, border=0)
 
 # %% ../nbs/01_data.ipynb #b87e0b45
 TABLE_NAMES = ('Data_Entry_2017_v2020.csv', 'Data_Entry_2017.csv', 'Data_Entry.csv', 'sample_labels.csv')
