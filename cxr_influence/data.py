@@ -254,7 +254,7 @@ def read_nih(
 def report_images(report:Report, names:pd.Index, paths:pd.Series, files:pd.Series, root:str|Path) -> None:
     "Report which images were found and where, which are absent, and which lie there twice."
     absent = names[paths.index.get_indexer(names) < 0]
-    folders = sorted({os.path.relpath(os.path.dirname(path), root) for path in paths})
+    folders = sorted(os.path.relpath(folder, root) for folder in {path.rpartition(os.sep)[0] for path in paths})
     place = f'in {folders[0]}' + (f' ... {folders[-1]} ({len(folders)} folders)' if len(folders) > 1 else '')
     report.add('images', 'found', len(paths), place)
     if len(absent): report.add('images', 'absent', len(absent), f'such as {absent[0]}')

@@ -6,6 +6,7 @@ import pytest, torch
 
 from cxr_influence.data import read_nih
 from cxr_influence.images import decode
+from cxr_influence.labels import InputError
 from cxr_influence.phantom import make_phantom
 from cxr_influence.training import fit
 
@@ -32,3 +33,19 @@ def real():
 
 @pytest.fixture
 def fresh(): return torch.Generator().manual_seed(torch.seed() % 2**32)
+
+def refused(*words):
+    "Expect one InputError of one line that says all the words."
+    class Refused:
+        def __enter__(self): return self
+        def __exit__(self, kind, error, trace):
+            assert kind is InputError, f'{kind}: {error}'
+            assert all(word in str(error) for word in words) and '\n' not in str(error), str(error)
+            return True
+    return Refused()
+
+def sentence(function, *arguments, **keywords):
+    "The InputError that a call must raise, which is one line."
+    with pytest.raises(InputError) as caught: function(*arguments, **keywords)
+    assert '\n' not in str(caught.value) and len(str(caught.value)) < 900
+    return str(caught.value)

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from conftest import refused
 from cxr_influence.data import read_nih
 from cxr_influence.batches import open_data
 from cxr_influence.images import decode, open_store
@@ -16,16 +17,6 @@ from cxr_influence.training import Checkpoint, fit, list_checkpoints
 
 @pytest.fixture
 def copy(phantom, tmp_path): return shutil.copytree(phantom, tmp_path/'copy')
-
-def refused(*words):
-    "Expect one InputError of one line that says all the words."
-    class Refused:
-        def __enter__(self): return self
-        def __exit__(self, kind, error, trace):
-            assert kind is InputError, f'{kind}: {error}'
-            assert all(word in str(error) for word in words) and '\n' not in str(error), str(error)
-            return True
-    return Refused()
 
 def table(root): return root/'Data_Entry_2017_v2020.csv'
 

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from conftest import sentence
 from cxr_influence.data import FINDINGS, Report, find_files, find_images, read_nih, read_table, table_version, whole_years
 from cxr_influence.labels import InputError, encode_all
 from cxr_influence.roles import check_roles, take_patients
@@ -20,12 +21,6 @@ def written(folder, text):
     path = folder/'Data_Entry_2017_v2020.csv'
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
-
-def sentence(function, *arguments, **keywords):
-    "The InputError that a call must raise, which is one line."
-    with pytest.raises(InputError) as caught: function(*arguments, **keywords)
-    assert '\n' not in str(caught.value) and len(str(caught.value)) < 700
-    return str(caught.value)
 
 @pytest.mark.parametrize('text', [
     TABLE, TABLE.replace('\n', '\r\n'), TABLE.rstrip('\n'), '\ufeff' + TABLE, TABLE + '\n\n',

@@ -11,6 +11,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 from tqdm import tqdm
 
+from conftest import sentence
 from cxr_influence import images
 from cxr_influence.batches import batches, match_store, open_data
 from cxr_influence.data import read_nih
@@ -19,11 +20,6 @@ from cxr_influence.labels import InputError
 
 @pytest.fixture
 def copy(phantom, tmp_path): return shutil.copytree(phantom, tmp_path/'copy')
-
-def sentence(function, *arguments, **keywords):
-    with pytest.raises(InputError) as caught: function(*arguments, **keywords)
-    assert '\n' not in str(caught.value)
-    return str(caught.value)
 
 def same(one, other): return one.names.equals(other.names) and np.array_equal(one.pixels, other.pixels) and one.index.crc32.equals(other.index.crc32)
 

@@ -8,6 +8,7 @@ import pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
+from conftest import refused
 from cxr_influence.data import fingerprint, read_nih
 from cxr_influence.images import decode, read_image
 from cxr_influence.labels import FINDINGS, NO_FINDING, InputError
@@ -21,16 +22,6 @@ from cxr_influence.training import evaluate_checkpoint, fit, list_checkpoints
 COLUMNS = ['patient', 'age', 'sex', 'view', 'follow_up', 'role', *FINDINGS]
 CHEXPERT = {name: name for name in ['No Finding', 'Atelectasis', 'Cardiomegaly', 'Pneumonia', 'Pneumothorax', 'Consolidation',
                                     'Edema']} | {'Effusion': 'Pleural Effusion'}
-
-def refused(*words):
-    "Expect one InputError of one line that says all the words."
-    class Refused:
-        def __enter__(self): return self
-        def __exit__(self, kind, error, trace):
-            assert kind is InputError, f'{kind}: {error}'
-            assert all(word in str(error) for word in words) and '\n' not in str(error), str(error)
-            return True
-    return Refused()
 
 def draw(root, names):
     for number, name in enumerate(names):
