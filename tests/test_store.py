@@ -14,9 +14,10 @@ from tqdm import tqdm
 from conftest import sentence
 from cxr_influence import images
 from cxr_influence.batches import batches, match_store, open_data
-from cxr_influence.data import read_nih
+from cxr_influence.data import fingerprint, read_nih
 from cxr_influence.images import decode, open_store, read_image, verify_store
 from cxr_influence.labels import InputError
+from cxr_influence.training import fit, list_checkpoints
 
 @pytest.fixture
 def copy(phantom, tmp_path): return shutil.copytree(phantom, tmp_path/'copy')
@@ -317,3 +318,10 @@ def test_opening_reads_almost_nothing(phantom, tmp_path, monkeypatch):
     store = decode(read_nih(phantom), phantom, 64, tmp_path/'store')
     (tmp_path/'store/images.csv').unlink()
     assert len(open_store(tmp_path/'store')) == len(store) # neither the index nor a pixel is read
+
+def test_a_part_of_the_patients_is_read_again_as_it_was_trained(phantom, tmp_path):
+    frame, store = open_data(phantom, 64, tmp_path/'stores', n=60)
+    fit(frame, store, tmp_path/'run', 'densenet_small', epochs=1, batch_size=16, device='cpu')
+    facts = list_checkpoints(tmp_path/'run')[0].facts
+    again, _ = open_data(facts['root'], facts['image_size'], tmp_path/'stores', **facts['reading'])
+    assert len(again) < len(read_nih(phantom)) and fingerprint(again) == facts['data'] == fingerprint(frame)
