@@ -52,7 +52,8 @@ def usual(
 ) -> v2.Compose: # path -> float32 (3, size, size)
     "Make what most repositories do to a file: Pillow, three channels, a size, random changes, mean and deviation."
     resize = changes(size) if augmented else [v2.Resize((size, size))]
-    return v2.Compose([open_colour, *resize, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([MEAN] * 3, [STD] * 3)])
+    return v2.Compose([open_colour, *resize, v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
+                       v2.Normalize([MEAN] * 3, [STD] * 3)])
 
 # %% ../nbs/03c_loading.ipynb #68cb45fa
 def open_grey(path:str) -> Tensor: return decode_image(path, ImageReadMode.GRAY)
@@ -70,8 +71,9 @@ def loader(
     batch_size:int=64,
 ): # a function that begins an epoch: it gives `x` (b, 3, size, size), `y` (b, 14) and `i` (b,)
     "Wrap a data set in torch's `DataLoader`, shuffled, with workers that live on from epoch to epoch."
-    inside = DataLoader(data, batch_size, sampler=RandomSampler(data, num_samples=passes * len(data)), num_workers=workers,
-                        persistent_workers=workers > 0, collate_fn=getattr(data, 'collate', None))
+    sampler = RandomSampler(data, num_samples=passes * len(data))
+    inside = DataLoader(data, batch_size, sampler=sampler, num_workers=workers, persistent_workers=workers > 0,
+                        collate_fn=getattr(data, 'collate', None))
     return lambda: map(finish, inside)
 
 def finish(batch:tuple) -> tuple: # bytes become normalised floats
@@ -95,13 +97,15 @@ def write_copies(
 # %% ../nbs/03c_loading.ipynb #8a2fe4b4
 class Packed(Dataset):
     "Images as rows of a store's array: `(image, target, row)`, one at a time with random changes, or a batch at once."
-    def __init__(self, store:ImageStore, targets:Tensor, change=None): # `change` makes a tensor of a tensor (1, size, size)
+    def __init__(self, store:ImageStore, targets:Tensor, change=None): # `change`: of a tensor (1, size, size)
         self.store, self.targets, self.change = store, targets, change
         if change is None: self.__getitems__, self.collate = self.take, tuple
 
     def __len__(self): return len(self.store)
-    def __getitem__(self, row:int): return self.change(torch.from_numpy(self.store.pixels[row][None])), self.targets[row], row
-    def take(self, rows:list): return torch.from_numpy(self.store.pixels[rows]), self.targets[rows], torch.tensor(rows)
+    def __getitem__(self, row:int): # one, changed
+        return self.change(torch.from_numpy(self.store.pixels[row][None])), self.targets[row], row
+    def take(self, rows:list): # a batch, as it is
+        return torch.from_numpy(self.store.pixels[rows]), self.targets[rows], torch.tensor(rows)
 
 # %% ../nbs/03c_loading.ipynb #1429e4d9
 def write_shards(
@@ -125,9 +129,10 @@ class Shard:
     "Decode a sample of a shard: `(image, target, row)`."
     def __init__(self, targets:Tensor, size:int): self.targets, self.size = targets, size
     def __call__(self, sample:dict):
-        row, content = int(sample['__key__']), next(value for name, value in sample.items() if name in ('raw', 'png', 'jpg'))
-        data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        return data.view(1, self.size, self.size) if 'raw' in sample else decode_image(data, ImageReadMode.GRAY), self.targets[row], row
+        row, suffix = int(sample['__key__']), next(name for name in sample if not name.startswith('__'))
+        data = torch.frombuffer(bytearray(sample[suffix]), dtype=torch.uint8)
+        image = data.view(1, self.size, self.size) if suffix == 'raw' else decode_image(data, ImageReadMode.GRAY)
+        return image, self.targets[row], row
 
 # %% ../nbs/03c_loading.ipynb #f3077a80
 def shards(
@@ -162,11 +167,14 @@ def race(
 
 # %% ../nbs/03c_loading.ipynb #6960439e
 def megabytes() -> tuple: # resident, private
-    "Read how much memory this process holds; private is without the pages of mapped files (Linux; elsewhere the same)."
+    "Read how much memory this process holds; on Linux, private is without the pages of mapped files."
     memory = psutil.Process().memory_info()
     return memory.rss / 1e6, (memory.rss - getattr(memory, 'shared', 0)) / 1e6
 
-def watch(step, **arguments) -> dict: # what the step returns, and `seconds`, `resident_mb`, `private_mb`, `before_mb` (private)
+def watch(
+    step, # a function
+    **arguments, # of it
+) -> dict: # `seconds`, `resident_mb`, `private_mb`, `before_mb` (private), and what the step returns
     "Call a function and note the highest memory on the way, a hundred times a second."
     seen, done, start = [megabytes()], threading.Event(), time.perf_counter()
     def look():
@@ -214,11 +222,13 @@ def decode_many(folder:str, n:int, size:int, out:str) -> None:
     "Decode the first n names of a folder: a step for `apart`."
     decode(pd.DataFrame(index=pd.Index(many_names(n), name='image')), folder, size, out)
 
-def read_many(out:str) -> dict: # `open_seconds`, `epoch_seconds`
-    "Open a store and take an epoch of batches, in random order: a step for `apart`."
-    start = time.perf_counter()
+def read_many(out:str, epochs:int=3) -> dict: # `open_ms`, `epoch_seconds` (the median)
+    "Open a store and take epochs of batches, in random order: a step for `apart`."
+    marks = [time.perf_counter()]
     store = open_store(out)
-    opened = time.perf_counter()
+    marks.append(time.perf_counter())
     frame = pd.DataFrame(0., index=range(len(store)), columns=list(FINDINGS))
-    for _ in batches(store, frame, np.random.default_rng(0).permutation(len(store))): pass
-    return {'open_seconds': opened - start, 'epoch_seconds': time.perf_counter() - opened}
+    for epoch in range(epochs):
+        for _ in batches(store, frame, np.random.default_rng(epoch).permutation(len(store))): pass
+        marks.append(time.perf_counter())
+    return {'open_ms': 1e3 * (marks[1] - marks[0]), 'epoch_seconds': float(np.median(np.diff(marks[1:])))}
