@@ -160,8 +160,8 @@ def race(
     rates = {name: [] for name in ways}
     for turn in range(rounds + 1):
         for name, epoch in ways.items():
-            start = time.perf_counter()
-            images = sum(len(i) for _, _, i in epoch())
+            start, images = time.perf_counter(), 0
+            for x, y, i in epoch(): images += len(i)
             if turn: rates[name].append(images / (time.perf_counter() - start))
     return pd.DataFrame(rates).agg(['median', 'min', 'max']).T.set_axis(['median', 'low', 'high'], axis=1)
 
