@@ -92,7 +92,7 @@ def test_many_names_make_a_store_of_few_files(made, tmp_path):
     loading.decode_many(tmp_path/'many', 10, SIZE, tmp_path/'store')
     pixels = loading.open_store(tmp_path/'store').pixels
     assert len(pixels) == 10 and all((pixels[row] == pixels[row % 4]).all() for row in range(10))
-    assert loading.read_many(tmp_path/'store').keys() == {'open_ms', 'epoch_seconds'}
+    assert loading.read_many(tmp_path/'store').keys() == {'open_ms', 'fastest_seconds', 'slowest_seconds'}
 
 def test_the_experiment_runs_and_leaves_its_tables(phantom, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
