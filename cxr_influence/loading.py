@@ -37,6 +37,7 @@ class Files(Dataset):
     def __len__(self): return len(self.paths)
     def __getitem__(self, row:int): return self.read(self.paths[row]), self.targets[row], row
 
+# %% ../nbs/03c_loading.ipynb #abb3254d
 def changes(
     size:int, # side of the square
 ) -> list: # transforms of one image
@@ -50,7 +51,7 @@ def usual(
     size:int, # side of the square
     augmented:bool=False,
 ) -> v2.Compose: # path -> float32 (3, size, size)
-    "Make what most repositories do to a file: Pillow, three channels, a size, random changes, mean and deviation."
+    "Make the transforms that most repositories have, in their order."
     resize = changes(size) if augmented else [v2.Resize((size, size))]
     return v2.Compose([open_colour, *resize, v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
                        v2.Normalize([MEAN] * 3, [STD] * 3)])
