@@ -126,6 +126,7 @@ def write_shards(
     for file in files: file.close()
     return paths
 
+# %% ../nbs/03c_loading.ipynb #07a84327
 class Shard:
     "Decode a sample of a shard: `(image, target, row)`."
     def __init__(self, targets:Tensor, size:int): self.targets, self.size = targets, size
@@ -135,7 +136,6 @@ class Shard:
         image = data.view(1, self.size, self.size) if suffix == 'raw' else decode_image(data, ImageReadMode.GRAY)
         return image, self.targets[row], row
 
-# %% ../nbs/03c_loading.ipynb #f3077a80
 def shards(
     paths:list, # as from `write_shards`
     targets:Tensor, # (n, 14)
@@ -188,6 +188,7 @@ def watch(
     return {**(result or {}), 'seconds': time.perf_counter() - start, 'resident_mb': resident, 'private_mb': private,
             'before_mb': seen[0][1]}
 
+# %% ../nbs/03c_loading.ipynb #d06d3056
 def apart(
     step, # a function of this module
     **arguments, # of it: numbers and texts
