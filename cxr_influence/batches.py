@@ -26,7 +26,7 @@ def normalise(
     pixels:Tensor, # uint8 (b, size, size)
 ) -> Tensor: # float32 (b, 3, size, size)
     "Scale grey values to mean 0 and deviation 1 over chest radiographs, as three equal channels."
-    return ((pixels.float() / 255 - MEAN) / STD)[:, None].expand(-1, 3, -1, -1)
+    return pixels.to(torch.float32, copy=True).mul_(1 / (255 * STD)).sub_(MEAN / STD)[:, None].expand(-1, 3, -1, -1)
 
 # %% ../nbs/03a_batches.ipynb #2a6a8be2
 def resample(
@@ -39,9 +39,10 @@ def resample(
 ) -> Tensor: # same shape
     "Crop, turn and mirror each image of a batch by its own amounts."
     maps = torch.stack([zoom * turn.cos() * flip, -zoom * turn.sin(), right,
-                        zoom * turn.sin() * flip, zoom * turn.cos(), down], dim=1).view(-1, 2, 3)
-    grid = F.affine_grid(maps.to(images), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode='border', align_corners=False)
+                        zoom * turn.sin() * flip, zoom * turn.cos(), down], dim=1).view(-1, 2, 3, 1, 1).to(images)
+    line = (2 * torch.arange(images.shape[-1], device=images.device) + 1) / images.shape[-1] - 1 # the middles of pixels
+    grid = maps[:, :, 0] * line + (maps[:, :, 1] * line[:, None] + maps[:, :, 2]) # as F.affine_grid, in half the time
+    return F.grid_sample(images, grid.movedim(1, -1), padding_mode='border', align_corners=False)
 
 # %% ../nbs/03a_batches.ipynb #58ab0edc
 def augment(
@@ -88,8 +89,8 @@ def batches(
     if generator is not None: rows = rows[torch.randperm(len(rows), generator=generator).numpy()]
     for start in range(0, len(rows), batch_size):
         i = rows[start:start + batch_size]
-        x = normalise(pixels[torch.tensor(i, device=pixels.device)].to(device))
-        if generator is not None: x = augment(x, generator)
+        x = normalise(pixels.index_select(0, torch.tensor(i, device=pixels.device)).to(device))
+        if generator is not None: x = augment(x[:, :1], generator).expand_as(x) # the channels are one
         yield x, targets[i].to(device), i
 
 # %% ../nbs/03a_batches.ipynb #804ac7e9
