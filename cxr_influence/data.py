@@ -86,7 +86,7 @@ def find_images(
             if found.isna().any():
                 table = pd.Series(paths, index=cut(keys))
                 found = found.fillna(pd.Series(table[~table.index.duplicated()].reindex(cut(names)).to_numpy(), index=names))
-    found = found.dropna()
+    found = found.dropna().astype(str)
     if (twice := found.duplicated(keep=False)).any():
         first, second = found.index[found == found[twice].iloc[0]][:2]
         raise InputError(f'{first} and {second} are one file, {found[first]}: keep one of them in the table.')

@@ -155,10 +155,12 @@ def file_facts(
     paths:pd.Series, # image -> path
 ) -> pd.DataFrame: # index `image`; `bytes`, and `modified` in seconds; -1 where the file cannot be reached
     "Note the length and time of change of every file."
-    stats = [os.stat(path) if os.path.exists(path) else None for path in paths]
-    return pd.DataFrame({'bytes': [stat.st_size if stat else -1 for stat in stats],
-                         'modified': [round(stat.st_mtime, 3) if stat else -1. for stat in stats]},
-                        index=paths.index.rename('image'))
+    def facts(path):
+        try: stat = os.stat(path)
+        except OSError: return -1, -1.
+        return stat.st_size, round(stat.st_mtime, 3)
+    known = np.fromiter(map(facts, paths), [('bytes', 'int64'), ('modified', 'float64')], len(paths))
+    return pd.DataFrame({name: known[name] for name in known.dtype.names}, index=paths.index.rename('image'))
 
 def unchanged(known:pd.DataFrame, facts:pd.DataFrame) -> np.ndarray: # (rows of `known`,) bool
     "Which rows of a journal or index are of files that are as they were."

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from conftest import sentence
 from cxr_influence import images
-from cxr_influence.batches import batches, match_store, open_data
+from cxr_influence.batches import batches, match_store, open_data, pixels_on
 from cxr_influence.data import fingerprint, read_nih
 from cxr_influence.images import decode, open_store, read_image, verify_store
 from cxr_influence.labels import InputError
@@ -325,3 +326,13 @@ def test_a_part_of_the_patients_is_read_again_as_it_was_trained(phantom, tmp_pat
     facts = list_checkpoints(tmp_path/'run')[0].facts
     again, _ = open_data(facts['root'], facts['image_size'], tmp_path/'stores', **facts['reading'])
     assert len(again) < len(read_nih(phantom)) and fingerprint(again) == facts['data'] == fingerprint(frame)
+
+def test_the_store_goes_to_a_device_that_has_room(phantom, tmp_path, monkeypatch):
+    store = decode(read_nih(phantom), phantom, 64, tmp_path/'store')
+    device = torch.device('meta') # stands for an accelerator: it has a name and holds nothing
+    assert pixels_on(store, device).device.type == 'cpu' and store.__dict__.pop('held')
+    monkeypatch.setattr('cxr_influence.batches.free_bytes', lambda device: 3 * store.pixels.nbytes)
+    assert pixels_on(store, device).device == device and pixels_on(store, device) is pixels_on(store, device)
+    monkeypatch.setattr('cxr_influence.batches.free_bytes', lambda device: 2 * store.pixels.nbytes - 1)
+    store.__dict__.pop('held')
+    assert pixels_on(store, device).device.type == 'cpu'
