@@ -103,10 +103,10 @@ class ImageStore:
     def index(self): # a row an image: width, height, bytes, modified, crc32
         text = (self.folder / 'images.csv').read_bytes()
         if hashlib.sha256(text).hexdigest() != self.info['index_sha256']: raise InputError(damaged(self.folder, 'images.csv'))
-        return pd.read_csv(io.BytesIO(text), index_col='image')
+        return pd.read_csv(io.BytesIO(text), dtype={'image': str}, keep_default_na=False).set_index('image')
 
     names = property(lambda self: self.index.index)
-    skipped = property(lambda self: self.info['skipped']) # image -> why it could not be decoded
+    skipped = property(lambda self: {row['image']: row['error'] for row in self.info['skipped']}) # image -> why
     def __len__(self): return len(self.pixels)
     def __reduce__(self): return open_store, (self.folder,)
     def __repr__(self): return (f'ImageStore {self.folder}: {len(self):,} images, {self.size} x {self.size}, '
@@ -184,10 +184,10 @@ def read_journal(
     "Read what is written so far, and cut off a line that was not finished."
     text = (part / 'journal.csv').read_bytes()
     os.truncate(part / 'journal.csv', text.rfind(b'\n') + 1)
-    journal = pd.read_csv(part / 'journal.csv', dtype=FIELDS).drop_duplicates('row', keep='last')
+    journal = pd.read_csv(part / 'journal.csv', dtype=FIELDS, keep_default_na=False).drop_duplicates('row', keep='last')
     journal = journal[unchanged(journal.set_index('image'), facts) & (facts.index[journal.row] == journal.image)]
     with Rows(part / 'pixels.npy') as rows:
-        good = [isinstance(error, str) or zlib.crc32(rows[row]) == checksum
+        good = [error != '' or zlib.crc32(rows[row]) == checksum
                 for row, checksum, error in zip(journal.row, journal.crc32, journal.error)]
     return journal[np.array(good, bool)].set_index('row')
 
@@ -206,7 +206,7 @@ def prepare(
     try:
         with Rows(part / 'pixels.npy') as rows: fits = rows.shape == (len(facts), size, size)
         if fits: return read_journal(part, facts)
-    except (OSError, ValueError): pass
+    except (OSError, ValueError, LookupError): pass # nothing there, or not what we wrote
     begin(part, (len(facts), size, size))
     try:
         if open_store(old).size == size: take_over(part, facts, open_store(old))
@@ -258,7 +258,7 @@ def seal(
     size:int,
 ) -> None:
     "Write a store's index and, last of all, its `store.json`."
-    good, bad = journal[journal.error.isna()].sort_index(), journal[journal.error.notna()]
+    good, bad = journal[journal.error == ''].sort_index(), journal[journal.error != '']
     if not len(good): raise InputError(f'None of {len(journal):,} images can be decoded; the first: {bad.error.iloc[0]}')
     if len(bad):
         with Rows(part / 'pixels.npy') as rows, Rows(part / 'good.npy', (len(good), size, size)) as kept:
@@ -268,7 +268,7 @@ def seal(
     (part / 'images.csv').write_bytes(text)
     with open(part / 'pixels.npy', 'rb') as file: os.fsync(file.fileno())
     info = {'size': size, 'images': len(good), 'index_sha256': hashlib.sha256(text).hexdigest(),
-            'skipped': dict(zip(bad.image, bad.error))}
+            'skipped': bad[['image', 'bytes', 'modified', 'error']].to_dict('records')}
     (part / 'store.json.part').write_text(json.dumps(info))
     os.replace(part / 'store.json.part', part / 'store.json')
 
@@ -295,7 +295,9 @@ def is_current(out:Path, facts:pd.DataFrame, size:int, on_error:str) -> bool:
     "Whether a store holds exactly these files at this size."
     try: store, index = open_store(out), open_store(out).index
     except InputError: return False
-    names = facts.index[~facts.index.isin(list(store.skipped))] if on_error == 'skip' else facts.index
+    skipped = pd.DataFrame(store.info['skipped'], columns=['image', 'bytes', 'modified', 'error']).set_index('image')
+    if len(skipped) and on_error == 'raise' or not unchanged(skipped, facts).all(): return False
+    names = facts.index[skipped.index.get_indexer(facts.index) < 0]
     return store.size == size and store.names.equals(names) and unchanged(index, facts).all()
 
 # %% ../nbs/03_images.ipynb #0b51781f
@@ -318,7 +320,7 @@ def decode(
             publish(part, out) # a process may have been killed just before
             if not is_current(out, facts, size, on_error):
                 journal = prepare(part, facts, size, out)
-                todo = np.setdiff1d(np.arange(len(facts)), journal.index[journal.error.isna() | (on_error == 'skip')])
+                todo = np.setdiff1d(np.arange(len(facts)), journal.index[(journal.error == '') | (on_error == 'skip')])
                 need, free = len(todo) * size**2, shutil.disk_usage(part).free
                 if need > free: raise InputError(f'{out} needs {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: '
                                                  'free some space, or give another folder.')

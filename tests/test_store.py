@@ -244,12 +244,21 @@ def test_skipping_lists_what_was_left_out_and_is_undone(copy, tmp_path, counted)
     assert same(decode(frame, copy, 64, out, on_error='skip'), store) and counted == []
     assert frame.index[3] in sentence(decode, frame, copy, 64, out) # asked to raise, it does, and keeps the store
     assert same(open_store(out), store)
-    for row, content in zip((3, 77), kept): (copy/'images'/frame.index[row]).write_bytes(content)
+    (copy/'images'/frame.index[3]).write_bytes(kept[0])
+    assert list(decode(frame, copy, 64, out, on_error='skip').skipped) == [frame.index[77]] # one is mended
+    (copy/'images'/frame.index[77]).write_bytes(kept[1])
     counted.clear()
     assert same(decode(frame, copy, 64, out), decode(frame, copy, 64, tmp_path/'fresh')) and len(counted) <= len(frame) + 4
     for name in frame.index: (copy/'images'/name).write_bytes(b'')
     assert 'None of' in sentence(decode, frame, copy, 64, tmp_path/'none', on_error='skip')
     assert 'on_error' in sentence(decode, frame, copy, 64, out, on_error='ignore')
+
+def test_names_that_look_like_numbers_or_nothing(tmp_path):
+    names = ['007', '1e5', 'NA', 'null', 'True']
+    for number, name in enumerate(names): Image.fromarray(GREY // (number + 1)).save(tmp_path/f'{name}.png')
+    frame = pd.DataFrame(index=pd.Index(names, name='image'))
+    for _ in range(2): store = decode(frame, tmp_path, 32, tmp_path/'store/store')
+    assert list(store.names) == names and store.pixels[0].max() > store.pixels[1].max() > store.pixels[4].max()
 
 def test_open_data_can_skip(copy, tmp_path):
     frame = read_nih(copy)
