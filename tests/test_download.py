@@ -49,6 +49,7 @@ def site(monkeypatch):
     "A server whose manners are its attributes."
     monkeypatch.setenv('no_proxy', '127.0.0.1')
     server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    server.handle_error = lambda *_: None # a client that hangs up is part of the test
     server.site = site = types.SimpleNamespace(files={'f': random.Random(1).randbytes(1_000_003)}, cuts=[], log=[], refusals=[], ranges=True,
         tag=True, honest=True, length=True, from_zero=False, kind='application/gzip', pause=0, url=f'http://127.0.0.1:{server.server_port}/')
     threading.Thread(target=server.serve_forever, args=[.01], daemon=True).start()

@@ -103,7 +103,7 @@ def double(monkeypatch):
     "Let checkpoints and batches be in float64."
     before = tracin.Checkpoint.model
     monkeypatch.setattr(tracin.Checkpoint, 'model', lambda self: before(self).double())
-    monkeypatch.setattr('cxr_influence.images.normalise', lambda pixels: normalise(pixels).double())
+    monkeypatch.setattr('cxr_influence.batches.normalise', lambda pixels: normalise(pixels).double())
 
 def test_batch_size_changes_no_score(data, checkpoints, monkeypatch):
     double(monkeypatch)
