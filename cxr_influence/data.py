@@ -20,7 +20,7 @@ from .roles import assign_roles, check_roles, take_patients
 
 # %% ../nbs/01_data.ipynb #0c24878e
 class Report(list):
-    "What a reader found: rows of `what`, `state` (found, absent, repaired, skipped), `count`, `detail` and `names`."
+    "What a reader found: rows of `what`, `state` (found, absent, repaired, skipped, unreadable), `count`, `detail` and `names`."
     def add(self, what:str, state:str, count:int, detail:str='', names=()):
         self.append(dict(what=what, state=state, count=int(count), detail=detail, names=[str(name) for name in names]))
 
@@ -239,8 +239,8 @@ def read_nih(
     rows = read_table(path, on_error, report)
     labels = encode_all(rows.labels)
     report.insert(0, dict(what=path.name, state='found', count=len(rows), detail=table_version(labels), names=[]))
+    for other in set(TABLE_NAMES) & set(files.index) - {path.name}: report.add(other, 'skipped', 1, 'another table, not read')
     paths = find_images(rows.index, files, root)
-    if not len(paths): raise InputError(f'None of the {len(rows):,} images of {path} is in {root}: where are they?')
     report_images(report, rows.index, paths, files, root)
     frame = rows.drop(columns='labels').join(labels).loc[paths.index]
     frame.insert(5, 'role', list_roles(frame, rows.index, files, report, validation_fraction, seed))
@@ -252,7 +252,11 @@ def read_nih(
 
 # %% ../nbs/01_data.ipynb #831eafeb
 def report_images(report:Report, names:pd.Index, paths:pd.Series, files:pd.Series, root:str|Path) -> None:
-    "Report which images were found and where, which are absent, and which lie there twice."
+    "Report which images were found and where, which are absent or lie there twice. Raises `InputError` if none is there."
+    if not len(paths):
+        packed = files.index[files.index.str.endswith(('.tar.gz', '.tgz', '.zip', '.tar'))]
+        raise InputError(f'None of the {len(names):,} images of the table is in {root}: '
+                         + (f'unpack {packed[0]} and its like there.' if len(packed) else 'where are they?'))
     absent = names[paths.index.get_indexer(names) < 0]
     folders = sorted(os.path.relpath(folder, root) for folder in {path.rpartition(os.sep)[0] for path in paths})
     place = f'in {folders[0]}' + (f' ... {folders[-1]} ({len(folders)} folders)' if len(folders) > 1 else '')

@@ -17,7 +17,8 @@ NO_FINDING = 'No Finding'
 
 # %% ../nbs/00_labels.ipynb #62725741
 class InputError(ValueError):
-    "Something in the input that its owner can mend: one sentence that names it and says what to do."
+    "Something in the input that its owner can mend: one sentence, on one line, that names it and says what to do."
+    def __init__(self, sentence:str): super().__init__(' '.join(sentence.split()))
 
 # %% ../nbs/00_labels.ipynb #d120ce7c
 def check_finding(

@@ -5,6 +5,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from cxr_influence.data import read_nih
+
 BIN, ROOT = Path(sys.executable).parent, Path(__file__).resolve().parents[1]
 
 def shell(folder, *words):
@@ -16,10 +18,12 @@ def shell(folder, *words):
 def study(tmp_path_factory):
     "The four commands, one after the other, in an empty folder; each one's output."
     folder = tmp_path_factory.mktemp('study')
-    said = [shell(folder, 'cxr_phantom', 'data/NIH14', '--n', 120, '--size', 64),
-            shell(folder, 'cxr_baseline', '--epochs', 2, '--loss', 'focal', '--backbone', 'densenet_small', '--image_size', 64),
-            shell(folder, 'cxr_influence', '--checkpoints', './checkpoints', '--output', 'results/influence.csv'),
-            *[shell(folder, 'cxr_subset', '--mode', mode, '--fractions', .5, '--seeds', 1) for mode in ['remove', 'select']]]
+    said = [shell(folder, 'cxr_phantom', 'data/NIH14', '--n', 130, '--size', 64)]
+    broken = read_nih(folder/'data/NIH14', n=120).query('role == "train"').index[5] # it is skipped, now and by every later step
+    next((folder/'data/NIH14').rglob(broken)).write_bytes(b'')
+    said += [shell(folder, 'cxr_baseline', '--n', 120, '--skip', '--epochs', 2, '--backbone', 'densenet_small', '--image_size', 64),
+             shell(folder, 'cxr_influence', '--checkpoints', './checkpoints', '--output', 'results/influence.csv'),
+             *[shell(folder, 'cxr_subset', '--mode', mode, '--fractions', .5, '--seeds', 1) for mode in ['remove', 'select']]]
     assert [code for code, _ in said] == [0] * 5, '\n'.join(text for _, text in said)
     return folder, [text for _, text in said]
 
@@ -30,6 +34,8 @@ def test_the_commands_do_what_they_say(study):
         for line in text.splitlines():
             if line.startswith('wrote '): assert (folder/line[6:]).is_file()
     scores = pd.read_csv(results/'influence.csv', index_col='image')
+    train = read_nih(folder/'data/NIH14', n=120).query('role == "train"').index
+    assert len(scores) == len(train) - 1 and set(scores.index) < set(train)
     assert scores.influence.nunique() == len(scores) == json.loads((results/'influence.json').read_text())['training_images']
     baseline = pd.read_csv(results/'baseline.csv', index_col='finding')
     assert len(baseline) == 15 and (baseline.auroc.dropna() <= 1).all()
@@ -74,6 +80,6 @@ def test_an_error_inside_the_notebook_arrives_as_a_sentence(study, tmp_path):
 def test_papermill_runs_an_experiment(study, tmp_path):
     folder, _ = study
     code, text = shell(tmp_path, 'papermill', ROOT/'nbs/experiments/baseline.ipynb', 'out.ipynb', '-p', 'data', folder/'data/NIH14',
-                       '-p', 'epochs', 1, '-p', 'out', 'run', '--no-progress-bar')
+                       '-p', 'epochs', 1, '-p', 'on_error', 'skip', '-p', 'out', 'run', '--no-progress-bar')
     assert code == 0, text
     assert pd.read_csv(tmp_path/'run/row.csv').epochs[0] == 1 and (tmp_path/'run/findings.png').stat().st_size > 5000

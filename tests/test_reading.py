@@ -185,3 +185,11 @@ def test_versions_are_told_by_their_counts():
         labels.loc[0, 'Hernia'] = 0
         assert 'neither' in table_version(labels) and 'Hernia' in table_version(labels)
     assert 'a part of' in table_version(labels[:5])
+
+def test_archives_not_unpacked_and_a_second_table_are_mentioned(copy):
+    shutil.copy(copy/'Data_Entry_2017_v2020.csv', copy/'Data_Entry_2017.csv')
+    assert row(read_nih(copy), 'Data_Entry_2017.csv', 'skipped')
+    shutil.rmtree(copy/'images')
+    assert 'where are they' in sentence(read_nih, copy)
+    (copy/'images_001.tar.gz').write_bytes(b'')
+    assert 'unpack images_001.tar.gz' in sentence(read_nih, copy)
