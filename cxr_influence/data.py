@@ -163,7 +163,7 @@ def read_table(
     text = read_csv(path)
     table = text.rename(columns=lambda name: COLUMNS.get(str(name).strip(), name))
     lacking = [nih for nih, ours in COLUMNS.items() if list(table.columns).count(ours) != 1 and nih != 'Patient Sex']
-    if lacking: raise InputError(f'{path} needs one column each of {", ".join(lacking)}, and has {", ".join(text.columns[:12])}: '
+    if lacking: raise InputError(f'{path} needs one column each of {", ".join(lacking)}, and has {", ".join(str(name)[:30] for name in text.columns[:12])}: '
                                  'is it NIH\'s Data_Entry file?')
     table = table[list(dict.fromkeys(COLUMNS.values()))]
     for problem, broken in ROW_RULES.items():
