@@ -41,7 +41,7 @@ def resample(
     maps = torch.stack([zoom * turn.cos() * flip, -zoom * turn.sin(), right,
                         zoom * turn.sin() * flip, zoom * turn.cos(), down], dim=1).view(-1, 2, 3, 1, 1).to(images)
     line = (2 * torch.arange(images.shape[-1], device=images.device) + 1) / images.shape[-1] - 1 # the middles of pixels
-    grid = maps[:, :, 0] * line + (maps[:, :, 1] * line[:, None] + maps[:, :, 2]) # as F.affine_grid, in half the time
+    grid = maps[:, :, 0] * line + (maps[:, :, 1] * line[:, None] + maps[:, :, 2]) # F.affine_grid's, without its matrix product
     return F.grid_sample(images, grid.movedim(1, -1), padding_mode='border', align_corners=False)
 
 # %% ../nbs/03a_batches.ipynb #58ab0edc
