@@ -112,5 +112,6 @@ def match_store(
     store:ImageStore, # of this frame's images, or fewer if some were skipped
 ) -> tuple: # the frame without the skipped images, and the store
     "Leave out of a frame, and report, what its store had to skip."
-    if store.skipped: frame.attrs['report'].add('images', 'unreadable', len(store.skipped), next(iter(store.skipped.values())), store.skipped)
+    if skipped := store.skipped:
+        frame.attrs['report'].add('images', 'unreadable', len(skipped), next(iter(skipped.values())), skipped)
     return frame.loc[store.names], store

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TABLE_NAMES', 'LIST_NAMES', 'IMAGE_SUFFIXES', 'WHERE_TO_GET_IT', 'COLUMNS', 'NUMBER', 'FILE_NAME', 'ROW_RULES',
            'PUBLISHED_COUNTS', 'Report', 'find_files', 'find_one', 'find_images', 'read_csv', 'ends_early',
-           'whole_years', 'label_problem', 'read_table', 'tidy', 'read_lists', 'table_version', 'read_nih',
-           'report_images', 'list_roles', 'finish', 'fingerprint']
+           'whole_years', 'label_problem', 'read_table', 'tidy', 'read_lists', 'table_version', 'report_images',
+           'list_roles', 'finish', 'read_nih', 'fingerprint']
 
 # %% ../nbs/01_data.ipynb #80003a3e
 import csv, hashlib, os, re, warnings, zlib
@@ -163,8 +163,9 @@ def read_table(
     text = read_csv(path)
     table = text.rename(columns=lambda name: COLUMNS.get(str(name).strip(), name))
     lacking = [nih for nih, ours in COLUMNS.items() if list(table.columns).count(ours) != 1 and nih != 'Patient Sex']
-    if lacking: raise InputError(f'{path} needs one column each of {", ".join(lacking)}, and has {", ".join(str(name)[:30] for name in text.columns[:12])}: '
-                                 'is it NIH\'s Data_Entry file?')
+    if lacking:
+        there = ', '.join(str(name)[:30] for name in text.columns[:12])
+        raise InputError(f'{path} needs one column each of {", ".join(lacking)}, and has {there}: is it NIH\'s Data_Entry file?')
     table = table[list(dict.fromkeys(COLUMNS.values()))]
     for problem, broken in ROW_RULES.items():
         if (rows := broken(table).astype(bool)).any():
@@ -224,6 +225,47 @@ def table_version(
     other = counts.index[counts != PUBLISHED_COUNTS['2020']]
     return f'neither of NIH\'s versions: the counts of {", ".join(other)} are others'
 
+# %% ../nbs/01_data.ipynb #d0954d86
+def report_images(report:Report, names:pd.Index, paths:pd.Series, files:pd.Series, root:str|Path) -> None:
+    "Report which images were found and where, which are absent or lie there twice. Raises `InputError` if none is there."
+    if not len(paths):
+        packed = files.index[files.index.str.endswith(('.tar.gz', '.tgz', '.zip', '.tar'))]
+        raise InputError(f'None of the {len(names):,} images of the table is in {root}: '
+                         + (f'unpack {packed[0]} and its like there.' if len(packed) else 'where are they?'))
+    absent = names[paths.index.get_indexer(names) < 0]
+    folders = sorted(os.path.relpath(folder, root) for folder in {path.rpartition(os.sep)[0] for path in paths})
+    place = f'in {folders[0]}' + (f' ... {folders[-1]} ({len(folders)} folders)' if len(folders) > 1 else '')
+    report.add('images', 'found', len(paths), place)
+    if len(absent): report.add('images', 'absent', len(absent), f'such as {absent[0]}')
+    twice = files.index[names.get_indexer(files.index) >= 0]
+    twice = twice[twice.duplicated()].unique()
+    if len(twice): report.add('images', 'repaired', len(twice), f'in two folders, the first is read: {twice[0]}', twice)
+
+# %% ../nbs/01_data.ipynb #c4e0914c
+def list_roles(frame:pd.DataFrame, names:pd.Index, files:pd.Series, report:Report, validation_fraction:float, seed:int):
+    "Assign roles by NIH's lists, or by patient without them, and report it."
+    lists = read_lists(files)
+    for role, members in lists.items():
+        report.add(f'{role} list', 'found', len(members))
+        unknown = pd.Index(members).difference(names)
+        if len(unknown) == len(members): raise InputError(f'The {role} list names no image of the table: fetch the list again.')
+        if len(unknown): report.add(f'{role} list', 'absent', len(unknown), f'not in the table, such as {unknown[0]}')
+    if not lists: report.add('lists', 'absent', 2, 'No lists found: a fifth of the images, by patient, is test')
+    role = assign_roles(frame, lists, validation_fraction, seed)
+    unlisted = frame.index[role == 'unlisted']
+    if len(unlisted): report.add('images', 'skipped', len(unlisted), f'in neither list, such as {unlisted[0]}', unlisted)
+    return role
+
+# %% ../nbs/01_data.ipynb #5a6ead8e
+def finish(frame:pd.DataFrame, root:str|Path, report:Report, patients_known:bool=True) -> pd.DataFrame:
+    "Check the roles and attach what is known about the frame."
+    check_roles(frame)
+    sizes = frame.role.value_counts()
+    report.add('roles', 'found', len(frame), ', '.join(f'{role} {sizes[role]:,}' for role in ['train', 'validation', 'test'])
+               + (f'; {frame.patient.nunique():,} patients, each in one role' if patients_known else '; patients unknown'))
+    frame.attrs = {'root': str(Path(root).resolve()), 'report': report}
+    return frame
+
 # %% ../nbs/01_data.ipynb #a2ad4ed6
 def read_nih(
     root:str|Path='data/NIH14', # the folder of a copy of NIH ChestX-ray14, in any of its layouts
@@ -248,45 +290,6 @@ def read_nih(
     if n is not None: frame = take_patients(frame, n, seed)
     frame = finish(frame, root, report)
     frame.attrs['reading'] = {'n': n, 'on_error': on_error}
-    return frame
-
-# %% ../nbs/01_data.ipynb #831eafeb
-def report_images(report:Report, names:pd.Index, paths:pd.Series, files:pd.Series, root:str|Path) -> None:
-    "Report which images were found and where, which are absent or lie there twice. Raises `InputError` if none is there."
-    if not len(paths):
-        packed = files.index[files.index.str.endswith(('.tar.gz', '.tgz', '.zip', '.tar'))]
-        raise InputError(f'None of the {len(names):,} images of the table is in {root}: '
-                         + (f'unpack {packed[0]} and its like there.' if len(packed) else 'where are they?'))
-    absent = names[paths.index.get_indexer(names) < 0]
-    folders = sorted(os.path.relpath(folder, root) for folder in {path.rpartition(os.sep)[0] for path in paths})
-    place = f'in {folders[0]}' + (f' ... {folders[-1]} ({len(folders)} folders)' if len(folders) > 1 else '')
-    report.add('images', 'found', len(paths), place)
-    if len(absent): report.add('images', 'absent', len(absent), f'such as {absent[0]}')
-    twice = files.index[names.get_indexer(files.index) >= 0]
-    twice = twice[twice.duplicated()].unique()
-    if len(twice): report.add('images', 'repaired', len(twice), f'in two folders, the first is read: {twice[0]}', twice)
-
-def list_roles(frame:pd.DataFrame, names:pd.Index, files:pd.Series, report:Report, validation_fraction:float, seed:int):
-    "Assign roles by NIH's lists, or by patient without them, and report it."
-    lists = read_lists(files)
-    for role, members in lists.items():
-        report.add(f'{role} list', 'found', len(members))
-        unknown = pd.Index(members).difference(names)
-        if len(unknown) == len(members): raise InputError(f'The {role} list names no image of the table: fetch the list again.')
-        if len(unknown): report.add(f'{role} list', 'absent', len(unknown), f'not in the table, such as {unknown[0]}')
-    if not lists: report.add('lists', 'absent', 2, 'No lists found: a fifth of the images, by patient, is test')
-    role = assign_roles(frame, lists, validation_fraction, seed)
-    unlisted = frame.index[role == 'unlisted']
-    if len(unlisted): report.add('images', 'skipped', len(unlisted), f'in neither list, such as {unlisted[0]}', unlisted)
-    return role
-
-def finish(frame:pd.DataFrame, root:str|Path, report:Report, patients_known:bool=True) -> pd.DataFrame:
-    "Check the roles and attach what is known about the frame."
-    check_roles(frame)
-    sizes = frame.role.value_counts()
-    report.add('roles', 'found', len(frame), ', '.join(f'{role} {sizes[role]:,}' for role in ['train', 'validation', 'test'])
-               + (f'; {frame.patient.nunique():,} patients, each in one role' if patients_known else '; patients unknown'))
-    frame.attrs = {'root': str(Path(root).resolve()), 'report': report}
     return frame
 
 # %% ../nbs/01_data.ipynb #397070a7

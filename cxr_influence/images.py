@@ -272,6 +272,7 @@ def seal(
     (part / 'store.json.part').write_text(json.dumps(info))
     os.replace(part / 'store.json.part', part / 'store.json')
 
+# %% ../nbs/03_images.ipynb #6bba08fa
 def publish(part:Path, out:Path) -> None:
     "Put a sealed store in its place, and remove the one before it."
     old = out.with_name(out.name + '.old')

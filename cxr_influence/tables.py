@@ -272,9 +272,11 @@ def read_grey(
 ) -> np.ndarray: # (height, width) uint8
     "Read an image as grey. Raises `InputError` that names the file."
     try:
-        with Image.open(path) as image: return np.asarray(image.convert('L'))
+        with Image.open(path) as image:
+            if image.mode[0] in 'IF': raise ValueError('more than 8 bits: give read=lambda path: read_image(path, 224)[0]')
+            return np.asarray(image.convert('L'))
     except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f'{path} cannot be decoded ({error}): fetch it again.') from None
+        raise InputError(f'{path} cannot be decoded ({error}).') from None
 
 # %% ../nbs/01b_tables.ipynb #32409e81
 def xrv_class(xrv): # the module torchxrayvision

@@ -406,3 +406,8 @@ def test_a_row_that_ends_early_is_no_row_of_blanks(tmp_path):
     path.write_text(path.read_text().rstrip('\n').rpartition(',')[0])
     with refused('own.csv', 'too few columns'): read_dataset(path, tmp_path, **ASKED, blank=0)
     assert 'skipped' in str(read_dataset(path, tmp_path, **ASKED, blank=0, on_error='skip').attrs['report'])
+
+def test_sixteen_bits_are_not_clipped_in_silence(tmp_path):
+    Image.fromarray(np.full((8, 8), 30_000, np.uint16)).save(tmp_path/'deep.png')
+    with refused('deep.png', 'more than 8 bits', 'read_image'): read_grey(tmp_path/'deep.png')
+    assert read_image(tmp_path/'deep.png', 8)[0].max() == round(30_000 / 257)
