@@ -21,7 +21,7 @@ from .models import make_model
 from .phantom import make_phantom
 from .runs import report, run
 from .subsets import read_scores
-from .training import list_checkpoints
+from .checkpoints import list_checkpoints
 
 # %% ../nbs/14_cli.ipynb #42d8721c
 @contextmanager

@@ -6,7 +6,7 @@
 __all__ = ['MODES', 'RULES', 'RECIPE', 'kept_images', 'read_scores', 'retrain', 'summarise', 'retraining_name', 'retrain_into',
            'quiet_bars', 'retrain_all', 'run_subsets', 'macro_draws', 'seed_means', 'compare_with_random']
 
-# %% ../nbs/10_subsets.ipynb #d20bc904
+# %% ../nbs/10_subsets.ipynb #ced17f6b
 import hashlib, json, os, tempfile, time
 from contextlib import contextmanager
 from itertools import product
@@ -20,11 +20,12 @@ from tqdm import tqdm
 
 from .images import ImageStore
 from .labels import FINDINGS, InputError
-from .losses import FocalLoss
 from .metrics import bootstrap_auroc, interval
 from .models import best_device
 from .tracin import check_data
-from .training import Checkpoint, best_checkpoint, evaluate_checkpoint, fit, list_checkpoints
+from .checkpoints import Checkpoint, best_checkpoint, list_checkpoints
+from .evaluation import evaluate_checkpoint
+from .training import fit
 
 # %% ../nbs/10_subsets.ipynb #013ed45f
 MODES, RULES = ('remove', 'select'), ('top', 'bottom', 'random')
@@ -60,7 +61,7 @@ def read_scores(
         if bad.any(): raise InputError(f'{path} {problem}: {scores.index[bad][0]}.')
     return scores
 
-# %% ../nbs/10_subsets.ipynb #459261d3
+# %% ../nbs/10_subsets.ipynb #f1f9319e
 def retrain(
     kept:pd.Index, # names of the training images that stay
     baseline:Checkpoint, # of the run whose recipe is followed
@@ -75,8 +76,7 @@ def retrain(
     part = frame.assign(role=frame.role.mask(dropped, 'unused'))
     with tempfile.TemporaryDirectory() as folder:
         if not dropped.any() and seed == facts['seed']: folder = baseline.folder.parent
-        else: fit(part, store, folder, facts['backbone'], facts['weights'], FocalLoss(**facts['loss']), facts['epochs'],
-                  facts['batch_size'], facts['peak_learning_rate'], facts['weight_decay'], seed, device)
+        else: fit(part, store, folder, **baseline.settings(), seed=seed, device=device)
         table, probabilities = evaluate_checkpoint(best_checkpoint(folder), store, part, device)
     return summarise(table, len(kept)) | {'seconds': round(time.perf_counter() - start, 1)}, probabilities
 
@@ -88,9 +88,9 @@ def summarise(
     return {'images': images, **table.loc['macro', ['auroc', 'auroc_low', 'auroc_high', 'auprc', 'f1', 'ece']].to_dict(),
             **{f'auroc_{finding}': table.auroc[finding] for finding in FINDINGS}}
 
-# %% ../nbs/10_subsets.ipynb #09d58074
-RECIPE = ('backbone', 'weights', 'loss', 'epochs', 'batch_size', 'peak_learning_rate', 'weight_decay', 'seed',
-          'image_size', 'data')
+# %% ../nbs/10_subsets.ipynb #cdff5f10
+RECIPE = ('backbone', 'weights', 'loss', 'epochs', 'batch_size', 'peak_learning_rate', 'weight_decay', 'warmup', 'clip', 'ema',
+          'mixed_precision', 'seed', 'image_size', 'data')
 
 def retraining_name(
     kept:pd.Index,

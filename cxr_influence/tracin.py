@@ -26,7 +26,7 @@ from .images import ImageStore
 from .labels import FINDINGS, InputError, decode as decode_label
 from .losses import FocalLoss
 from .models import best_device, weights_checksum
-from .training import Checkpoint, list_checkpoints
+from .checkpoints import Checkpoint, list_checkpoints
 
 # %% ../nbs/08_tracin.ipynb #17f59391
 def image_losses(

@@ -6,7 +6,8 @@ from cxr_influence.images import decode
 from cxr_influence.labels import FINDINGS, encode_all
 from cxr_influence.roles import choose_patients
 from cxr_influence.tracin import score_checkpoint
-from cxr_influence.training import fit, list_checkpoints
+from cxr_influence.checkpoints import list_checkpoints
+from cxr_influence.training import fit
 
 PUBLISHED = dict(Atelectasis=11559, Cardiomegaly=2776, Effusion=13317, Infiltration=19894, Mass=5782, Nodule=6331,
                  Pneumonia=1431, Pneumothorax=5302, Consolidation=4667, Edema=2303, Emphysema=2516, Fibrosis=1686,

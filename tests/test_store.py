@@ -18,7 +18,8 @@ from cxr_influence.batches import batches, match_store, open_data, pixels_on
 from cxr_influence.data import fingerprint, read_nih
 from cxr_influence.images import decode, open_store, read_image, verify_store
 from cxr_influence.labels import InputError
-from cxr_influence.training import fit, list_checkpoints
+from cxr_influence.checkpoints import list_checkpoints
+from cxr_influence.training import fit
 
 @pytest.fixture
 def copy(phantom, tmp_path): return shutil.copytree(phantom, tmp_path/'copy')

@@ -17,7 +17,9 @@ from cxr_influence.metrics import bootstrap_auroc, choose_thresholds, evaluate, 
 from cxr_influence.roles import take_patients
 from cxr_influence.tables import from_medmnist, from_torchxrayvision, read_dataset, read_grey, to_torchxrayvision
 from cxr_influence.tracin import influence
-from cxr_influence.training import evaluate_checkpoint, fit, list_checkpoints
+from cxr_influence.checkpoints import list_checkpoints
+from cxr_influence.evaluation import evaluate_checkpoint
+from cxr_influence.training import fit
 
 COLUMNS = ['patient', 'age', 'sex', 'view', 'follow_up', 'role', *FINDINGS]
 CHEXPERT = {name: name for name in ['No Finding', 'Atelectasis', 'Cardiomegaly', 'Pneumonia', 'Pneumothorax', 'Consolidation',

@@ -11,7 +11,7 @@ from cxr_influence.losses import FocalLoss
 from cxr_influence.models import replace_head, weights_checksum
 from cxr_influence.tracin import (directional_scores, gradient, gradient_scores, image_losses, influence,
                                   per_sample_gradients, plain_scores, score_checkpoint)
-from cxr_influence.training import list_checkpoints
+from cxr_influence.checkpoints import list_checkpoints
 
 def densenet(): return torchvision.models.DenseNet(growth_rate=4, block_config=(2, 2), num_init_features=8, num_classes=14)
 def resnet(): return replace_head(torchvision.models.resnet18())
