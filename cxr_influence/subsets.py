@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODES', 'RULES', 'RECIPE', 'kept_images', 'read_scores', 'retrain', 'summarise', 'retraining_name', 'retrain_into',
-           'quiet_bars', 'retrain_all', 'run_subsets', 'macro_draws', 'seed_means', 'compare_with_random']
+           'quiet_bars', 'retrain_all', 'run_subsets', 'macro_draws', 'compare_with_random']
 
-# %% ../nbs/10_subsets.ipynb #ced17f6b
+# %% ../nbs/10_subsets.ipynb #2ca9f5b6
 import hashlib, json, os, tempfile, time
 from contextlib import contextmanager
 from itertools import product
@@ -18,13 +18,13 @@ import torch
 from joblib import Parallel, cpu_count, delayed
 from tqdm import tqdm
 
-from .images import ImageStore
-from .labels import FINDINGS, InputError
-from .metrics import bootstrap_auroc, interval
-from .models import best_device
-from .tracin import check_data
 from .checkpoints import Checkpoint, best_checkpoint, list_checkpoints
 from .evaluation import evaluate_checkpoint
+from .images import ImageStore
+from .intervals import bootstrap_auroc, interval, seed_means
+from .labels import FINDINGS, InputError
+from .models import best_device
+from .tracin import check_data
 from .training import fit
 
 # %% ../nbs/10_subsets.ipynb #013ed45f
@@ -61,7 +61,7 @@ def read_scores(
         if bad.any(): raise InputError(f'{path} {problem}: {scores.index[bad][0]}.')
     return scores
 
-# %% ../nbs/10_subsets.ipynb #f1f9319e
+# %% ../nbs/10_subsets.ipynb #cdc64dc3
 def retrain(
     kept:pd.Index, # names of the training images that stay
     baseline:Checkpoint, # of the run whose recipe is followed
@@ -77,8 +77,8 @@ def retrain(
     with tempfile.TemporaryDirectory() as folder:
         if not dropped.any() and seed == facts['seed']: folder = baseline.folder.parent
         else: fit(part, store, folder, **baseline.settings(), seed=seed, device=device)
-        table, probabilities = evaluate_checkpoint(best_checkpoint(folder), store, part, device)
-    return summarise(table, len(kept)) | {'seconds': round(time.perf_counter() - start, 1)}, probabilities
+        evaluation = evaluate_checkpoint(best_checkpoint(folder), store, part, device)
+    return summarise(evaluation.table, len(kept)) | {'seconds': round(time.perf_counter() - start, 1)}, evaluation.probabilities
 
 def summarise(
     table:pd.DataFrame, # as from `evaluate_checkpoint`
@@ -163,7 +163,7 @@ def run_subsets(
     labels = pd.DataFrame([cell[:4] for cell in grid], columns=['mode', 'rule', 'fraction', 'seed'])
     return labels.join(pd.DataFrame(results))
 
-# %% ../nbs/10_subsets.ipynb #0fa11291
+# %% ../nbs/10_subsets.ipynb #52dc82c5
 def macro_draws(
     path:str|Path, # of a retraining, without suffix
     frame:pd.DataFrame,
@@ -174,13 +174,6 @@ def macro_draws(
     tested = frame.loc[probabilities.index]
     draws = bootstrap_auroc(tested[list(FINDINGS)].to_numpy(), probabilities.to_numpy(), tested.patient, resamples)
     return draws.mean(axis=1).to_numpy()
-
-def seed_means(
-    gains:np.ndarray, # (seeds, resamples)
-) -> np.ndarray: # (resamples,)
-    "Average each resample over seeds drawn with replacement."
-    drawn = np.random.default_rng(0).integers(len(gains), size=gains.shape)
-    return np.take_along_axis(gains, drawn, axis=0).mean(0)
 
 # %% ../nbs/10_subsets.ipynb #c0mpare1
 def compare_with_random(

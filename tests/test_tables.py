@@ -13,7 +13,10 @@ from cxr_influence.data import fingerprint, read_nih
 from cxr_influence.images import decode, read_image
 from cxr_influence.labels import FINDINGS, NO_FINDING, InputError
 from cxr_influence.losses import FocalLoss, class_weights, training_loss
-from cxr_influence.metrics import bootstrap_auroc, choose_thresholds, evaluate, pooled_calibration_error
+from cxr_influence.calibration import pooled_calibration_error
+from cxr_influence.intervals import bootstrap_auroc
+from cxr_influence.metrics import choose_thresholds
+from cxr_influence.results import evaluate
 from cxr_influence.roles import take_patients
 from cxr_influence.tables import from_medmnist, from_torchxrayvision, read_dataset, read_grey, to_torchxrayvision
 from cxr_influence.tracin import influence
@@ -397,7 +400,7 @@ def test_training_and_influence_honour_nan(unknown, tmp_path):
     history = fit(frame, store, tmp_path/'run', 'densenet_small', epochs=1, batch_size=32, device='cpu')
     assert np.isfinite(history[['train_loss', 'validation_loss', 'validation_auroc']]).all(axis=None)
     checkpoint = list_checkpoints(tmp_path/'run')[0]
-    assert evaluate_checkpoint(checkpoint, store, frame, 'cpu')[0].loc['Hernia', 'auroc'] != 0
+    assert evaluate_checkpoint(checkpoint, store, frame, 'cpu').table.loc['Hernia', 'auroc'] != 0
     scores = influence(tmp_path/'run', store, frame, tmp_path/'influence.csv', device='cpu')
     assert len(scores) == (frame.role == 'train').sum() and np.isfinite(scores.drop(columns='rank')).all(axis=None)
     assert (scores.influence_Hernia == 0).all() and scores.influence_Effusion.abs().max() > 0
