@@ -40,7 +40,7 @@ class Checkpoint:
     def __repr__(self): return (f'Checkpoint {self.folder}: epoch {self.facts["epoch"]}, '
                                 f'learning rate {self.facts["learning_rate"]:.2g}')
 
-# %% ../nbs/06e_checkpoints.ipynb #0c46a1ab
+# %% ../nbs/06e_checkpoints.ipynb #43672f11
 @patch
 def model(self:Checkpoint,
     averaged:bool=False, # the average, if the run kept one
@@ -48,7 +48,7 @@ def model(self:Checkpoint,
     "Make the model with these weights. Raises `InputError` if the file does not fit the backbone."
     path = self.folder / 'average.safetensors'
     if not (averaged and path.is_file()): path = self.folder / 'model.safetensors'
-    model = make_model(self.facts['backbone'])
+    model = make_model(self.facts['backbone'], image_size=self.facts['image_size'])
     load_weights(model, read_state(path), str(path))
     return model.eval()
 

@@ -71,7 +71,7 @@ def schedule(
     if step < first: return (step + 1) / (first + 1)
     return .5 * (1 + np.cos(np.pi * (step - first) / (steps - first)))
 
-# %% ../nbs/07_training.ipynb #15979c14
+# %% ../nbs/07_training.ipynb #5ed36652
 class Training:
     "A run under way: what is trained, in which processes, and how far it has come."
     def __init__(self, frame:pd.DataFrame, store:ImageStore, out:Path, run:dict, processes:Processes, compile:bool=False):
@@ -79,9 +79,9 @@ class Training:
         self.rows = np.flatnonzero(frame.role == 'train')
         self.sizes = [len(part) for part in np.array_split(self.rows, -(-len(self.rows) // run['batch_size']))]
         self.last = last_state(out, run)
-        self.model = make_model(run['backbone'], 'random' if self.last else run['weights'], run['seed'])
+        self.model = make_model(run['backbone'], 'random' if self.last else run['weights'], run['seed'], store.size)
         self.model.to(processes.device, memory_format=torch.channels_last)
-        self.began = getattr(self.model, 'weights_facts', {}) # where the first weights are from
+        self.began = self.model.weights_facts # where the first weights are from
         self.averaged = run['ema'] and AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(run['ema']), use_buffers=True)
         self.optimizer = make_optimizer(self.model, run['peak_learning_rate'], run['weight_decay'])
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=run['mixed_precision'] == 'fp16')
