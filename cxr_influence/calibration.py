@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ERRORS', 'calibration_error', 'classwise_calibration_error', 'pooled_calibration_error',
-           'equal_mass_calibration_error', 'plot_reliability', 'Platt', 'fit_one', 'fit_platt']
+           'equal_mass_calibration_error', 'plot_reliability', 'Platt', 'fit_one', 'fit_platt', 'held_out_scaling']
 
-# %% ../nbs/06a_calibration.ipynb #dbc67ac0
+# %% ../nbs/06a_calibration.ipynb #df573eaa
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -15,6 +15,7 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 from sklearn.calibration import calibration_curve
+from sklearn.model_selection import GroupKFold
 from torchmetrics.functional.classification import binary_calibration_error
 
 from .labels import FINDINGS
@@ -108,3 +109,16 @@ def fit_platt(
     for i, known in enumerate(~np.isnan(targets.T)):
         if known.any(): fits[i] = fit_one(targets[known, i], logits[known, i])
     return Platt(*fits.T)
+
+# %% ../nbs/06a_calibration.ipynb #f9295f95
+def held_out_scaling(
+    targets:np.ndarray, # (n, 14) of the **validation** images; NaN where unknown
+    logits:np.ndarray, # (n, 14)
+    patients:np.ndarray, # (n,)
+    folds:int=5,
+) -> np.ndarray: # (n, 14) probabilities
+    "Scale each image by a fit to other patients: what scaling is worth where patients are of the same kind."
+    targets, logits, scaled = np.asarray(targets), np.asarray(logits), np.empty(np.shape(logits))
+    for fitted, rest in GroupKFold(min(folds, len(np.unique(patients)))).split(logits, groups=patients):
+        scaled[rest] = fit_platt(targets[fitted], logits[fitted])(logits[rest])
+    return scaled

@@ -6,7 +6,7 @@
 __all__ = ['FRACTIONS', 'PHANTOM', 'PHANTOM_GRID', 'REAL', 'REAL_GRID', 'ONE_SEED', 'one_sentence', 'publish', 'cxr_download',
            'cxr_phantom', 'cxr_baseline', 'cxr_influence', 'cxr_subset', 'cxr_demo', 'opening']
 
-# %% ../nbs/14_cli.ipynb #4019c4eb
+# %% ../nbs/14_cli.ipynb #66e9894e
 import shutil, sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,16 +14,18 @@ from pathlib import Path
 import pandas as pd
 from fastcore.script import Param, call_parse
 
+from .checkpoints import list_checkpoints
 from .data import find_files
 from .download import check_disk, choose_archives, download, nih_files, plan_download
 from .labels import InputError
+from .losses import LOSSES
 from .models import make_model
 from .phantom import make_phantom
+from .recipes import RECIPES, recipe as get_recipe
 from .runs import report, run
 from .subsets import read_scores
-from .checkpoints import list_checkpoints
 
-# %% ../nbs/14_cli.ipynb #42d8721c
+# %% ../nbs/14_cli.ipynb #dbc53f1b
 @contextmanager
 def one_sentence():
     "Turn what the user can mend into one sentence and exit code 2."
@@ -39,7 +41,7 @@ def publish(
     "Copy a run's tables and figures to the results, and name them."
     Path(results).mkdir(parents=True, exist_ok=True)
     for path in sorted(folder.iterdir()):
-        if path.suffix in ('.csv', '.png', '.parquet', '.json') and path.stem not in ('row', 'run'):
+        if path.suffix in ('.csv', '.md', '.png', '.parquet', '.json') and path.stem not in ('row', 'run'):
             print('wrote', shutil.copy(path, Path(results) / (rename.get(path.stem, path.stem) + path.suffix)))
 
 # %% ../nbs/14_cli.ipynb #b101f363
@@ -68,7 +70,7 @@ def cxr_phantom(
     "Draw a phantom of NIH ChestX-ray14: radiograph-like images in NIH's own layout, with known wrong labels."
     with one_sentence(): print('The phantom is in', make_phantom(root, n, size, seed, wrong_labels))
 
-# %% ../nbs/14_cli.ipynb #c3cc601c
+# %% ../nbs/14_cli.ipynb #5dabe753
 @call_parse
 def cxr_baseline(
     data:str='data/NIH14', # Folder of a copy of NIH ChestX-ray14
@@ -76,21 +78,25 @@ def cxr_baseline(
     results:str='results', # Folder for tables and figures
     n:int=0, # About so many images, whole patients; all if 0
     skip:bool=False, # Leave out rows and images that cannot be read, and report them
-    image_size:int=224, # Side to which images are resized, pixels
-    backbone:str='densenet121', # densenet_small, densenet121, or another of torchvision's classifiers
-    weights:str='random', # To begin with: random, imagenet (fetched by torchvision), or a file
-    loss:Param('Training loss', str, choices=['focal', 'bce'])='focal',
-    epochs:int=5, # Times each training image is seen
-    batch_size:int=32, # Images a step
-    learning_rate:float=1e-3, # At the start of the cosine; 1e-4 suits weights=imagenet
+    recipe:Param('Settings with a name; the flags below change one', str, choices=list(RECIPES))='default',
+    image_size:int=0, # Side to which images are resized, pixels
+    backbone:str='', # densenet_small, densenet121, or another of torchvision's classifiers
+    weights:str='', # To begin with: random, imagenet, xrv:..., or a file or folder
+    loss:Param('Training loss', str, choices=list(LOSSES))=None,
+    epochs:int=0, # Times each training image is seen
+    batch_size:int=0, # Images a step
+    learning_rate:float=0., # The highest
     seed:int=0, # Of new weights, order and augmentation
 ):
-    "Train a classifier of the fourteen findings, and evaluate it once on the test images."
+    "Train a classifier of the fourteen findings, and evaluate it once on the test images. Under accelerate launch, on many GPUs."
     with one_sentence():
-        find_files(data), make_model(backbone, weights)
+        changes = dict(image_size=image_size or None, backbone=backbone or None, weights=weights or None, loss=loss,
+                       epochs=epochs or None, batch_size=batch_size or None, learning_rate=learning_rate or None)
+        settings, _ = get_recipe(recipe, **changes), find_files(data)
+        if not any(Path(checkpoints).glob('*/*.json')): make_model(settings['backbone'], settings['weights'], 0, settings['image_size'])
         folder = run('baseline', again=True, data=data, n=n or None, on_error='skip' if skip else 'raise',
-                     checkpoints=checkpoints, image_size=image_size, backbone=backbone,
-                     weights=weights, loss=loss, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
+                     checkpoints=checkpoints, seed=seed, recipe=recipe, **changes)
+        if folder is None: return # another process has the results
         publish(folder, results)
         print(f'Checkpoints are in {checkpoints}. Next: cxr_influence --checkpoints {checkpoints}')
 
@@ -135,10 +141,10 @@ def cxr_subset(
                      checkpoints=checkpoints, scores=scores, fractions=shares, seeds=list(range(seeds)))
         publish(folder, results)
 
-# %% ../nbs/14_cli.ipynb #671e01d9
-PHANTOM = dict(backbone='densenet_small', epochs=12, batch_size=16, learning_rate=2e-3)
+# %% ../nbs/14_cli.ipynb #2b29959d
+PHANTOM = dict(recipe='small')
 PHANTOM_GRID = dict(remove=[.1, .3], select=[.1, .3], seeds=[0, 1, 2])
-REAL = dict(backbone='densenet121', epochs=4, batch_size=32, learning_rate=1e-3)
+REAL = dict(recipe='default', weights='random', image_size=64, epochs=4, learning_rate=1e-3)
 REAL_GRID = dict(remove=[.35], select=[.2], seeds=[0])
 
 @call_parse
@@ -149,14 +155,14 @@ def cxr_demo(
 ):
     "Go the whole way, small: train, score, remove and select, report."
     with one_sentence():
-        root, recipe = (data, REAL) if data else (str(make_phantom('_data/phantom')), PHANTOM)
+        root, settings = (data, REAL) if data else (str(make_phantom('_data/phantom')), PHANTOM)
         results, grid = Path(results), REAL_GRID if data else PHANTOM_GRID
         def step(number, what, experiment, **parameters):
             print(f'{number}/4 {what}', flush=True)
             folder = run(experiment, again=True, data=root, **parameters)
             publish(folder, results)
             return folder
-        folders = [step(1, f'training {recipe["backbone"]} on {root}', 'baseline', n=n or None, image_size=64, **recipe)]
+        folders = [step(1, f'training by the recipe {settings["recipe"]} on {root}', 'baseline', n=n or None, **settings)]
         done = dict(checkpoints=str(folders[0] / 'checkpoints'))
         folders.append(step(2, 'scoring every training image', 'influence', **done))
         for number, mode in [(3, 'remove'), (4, 'select')]:

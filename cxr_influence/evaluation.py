@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Evaluation', 'evaluate_checkpoint']
 
-# %% ../nbs/07a_evaluation.ipynb #76e5c38d
+# %% ../nbs/07a_evaluation.ipynb #52dc34f8
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from .calibration import Platt, fit_platt
+from .calibration import Platt, fit_platt, held_out_scaling
 from .checkpoints import Checkpoint
 from .images import ImageStore
 from .labels import FINDINGS, InputError
@@ -20,7 +20,7 @@ from .models import best_device
 from .results import evaluate
 from .training import predict
 
-# %% ../nbs/07a_evaluation.ipynb #21196082
+# %% ../nbs/07a_evaluation.ipynb #a63a8d01
 class Evaluation(NamedTuple):
     "What a checkpoint makes of the test images."
     table:pd.DataFrame # as from `evaluate`, after scaling
@@ -29,8 +29,9 @@ class Evaluation(NamedTuple):
     platt:Platt # the scaling, fitted on the validation images
     unscaled_table:pd.DataFrame # as `table`, of what the model says itself
     logits:pd.DataFrame # (test images, 14)
+    held_out:pd.DataFrame # (validation images, 14), each scaled by a fit to other patients
 
-# %% ../nbs/07a_evaluation.ipynb #ee3167b5
+# %% ../nbs/07a_evaluation.ipynb #635b5506
 def evaluate_checkpoint(
     checkpoint:Checkpoint,
     store:ImageStore,
@@ -38,16 +39,17 @@ def evaluate_checkpoint(
     device=None,
 ) -> Evaluation:
     "Evaluate on the test images; scaling and thresholds are from the validation images. Raises `InputError` if there are none."
-    model, logits, targets = checkpoint.model(averaged=True).to(device or best_device()), {}, {}
+    model, logits, known = checkpoint.model(averaged=True).to(device or best_device()), {}, {}
     for role in ['validation', 'test']:
         rows = np.flatnonzero(frame.role == role)
         if not len(rows): raise InputError(f'No image has the role {role}: give a frame with validation and test images.')
-        logits[role] = predict(model, store, frame, rows).numpy()
-        targets[role] = frame[list(FINDINGS)].to_numpy('float32')[rows]
-    patients, tables = frame.patient.to_numpy()[rows], []
+        known[role] = frame.iloc[rows]
+        logits[role] = pd.DataFrame(predict(model, store, frame, rows).numpy(), known[role].index, list(FINDINGS))
+    targets, tables = {role: known[role][list(FINDINGS)].to_numpy('float32') for role in known}, []
     platt = fit_platt(targets['validation'], logits['validation'])
     for scale in [Platt(np.ones(14), np.zeros(14)), platt]:
         thresholds = choose_thresholds(targets['validation'], scale(logits['validation']))
-        tables.append(evaluate(targets['test'], scale(logits['test']), thresholds, patients))
-    said = pd.DataFrame(logits['test'], frame.index[rows], list(FINDINGS))
-    return Evaluation(tables[1], pd.DataFrame(platt(said), said.index, said.columns), thresholds, platt, tables[0], said)
+        tables.append(evaluate(targets['test'], scale(logits['test']), thresholds, known['test'].patient.to_numpy()))
+    held_out = held_out_scaling(targets['validation'], logits['validation'], known['validation'].patient.to_numpy())
+    scaled, held_out = (pd.DataFrame(p, known[role].index, list(FINDINGS)) for role, p in [('test', platt(logits['test'])), ('validation', held_out)])
+    return Evaluation(tables[1], scaled, thresholds, platt, tables[0], logits['test'], held_out)

@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['COLORS', 'plot_history', 'live_history', 'plot_influence', 'show_extremes', 'plot_subsets']
 
-# %% ../nbs/12_figures.ipynb #81fcc079
+# %% ../nbs/12_figures.ipynb #ade27ddd
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from IPython.display import HTML, display
+from matplotlib.ticker import MaxNLocator
 
 from .images import ImageStore, show_images
 from .labels import FINDINGS, InputError, check_finding, decode as decode_label
 
-# %% ../nbs/12_figures.ipynb #34fa54c9
+# %% ../nbs/12_figures.ipynb #2fd6741a
 def plot_history(
     history:pd.DataFrame, # as from `fit`
 ) -> plt.Figure:
@@ -29,6 +30,7 @@ def plot_history(
     best = history.validation_auroc.idxmax()
     right.plot(best, history.validation_auroc[best], 'o', ms=9, mfc='none', color='k')
     right.set(xlabel='epoch', ylabel='validation AUROC', title=f'best: epoch {best}')
+    for ax in (left, right): ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     plt.close(figure)
     return figure
 

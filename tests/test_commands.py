@@ -21,7 +21,7 @@ def study(tmp_path_factory):
     said = [shell(folder, 'cxr_phantom', 'data/NIH14', '--n', 130, '--size', 64)]
     broken = read_nih(folder/'data/NIH14', n=120).query('role == "train"').index[5] # it is skipped, now and by every later step
     next((folder/'data/NIH14').rglob(broken)).write_bytes(b'')
-    said += [shell(folder, 'cxr_baseline', '--n', 120, '--skip', '--epochs', 2, '--backbone', 'densenet_small', '--image_size', 64),
+    said += [shell(folder, 'cxr_baseline', '--n', 120, '--skip', '--epochs', 2, '--recipe', 'small'),
              shell(folder, 'cxr_influence', '--checkpoints', './checkpoints', '--output', 'results/influence.csv'),
              *[shell(folder, 'cxr_subset', '--mode', mode, '--fractions', .5, '--seeds', 1) for mode in ['remove', 'select']]]
     assert [code for code, _ in said] == [0] * 5, '\n'.join(text for _, text in said)
@@ -73,7 +73,7 @@ def test_what_is_wrong_is_said_in_a_sentence(tmp_path, words, answer):
 
 def test_an_error_inside_the_notebook_arrives_as_a_sentence(study, tmp_path):
     folder, _ = study
-    code, text = shell(tmp_path, 'cxr_baseline', '--data', folder/'data/NIH14', '--backbone', 'densenet_small', '--image_size', 8)
+    code, text = shell(tmp_path, 'cxr_baseline', '--data', folder/'data/NIH14', '--recipe', 'small', '--image_size', 8)
     assert code != 0 and 'image_size is 8' in text and 'Traceback' not in text, text
     assert not list(tmp_path.glob('_runs/*/*'))
 
