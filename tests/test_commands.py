@@ -38,7 +38,7 @@ def test_the_commands_do_what_they_say(study):
     assert len(scores) == len(train) - 1 and set(scores.index) < set(train)
     assert scores.influence.nunique() == len(scores) == json.loads((results/'influence.json').read_text())['training_images']
     baseline = pd.read_csv(results/'baseline.csv', index_col='finding')
-    assert len(baseline) == 15 and (baseline.auroc.dropna() <= 1).all()
+    assert len(baseline) == 17 and (baseline.auroc.dropna() <= 1).all()
     remove, select = (pd.read_csv(results/f'subsets_{mode}.csv') for mode in ['remove', 'select'])
     assert list(remove.rule) == ['all', 'top', 'bottom', 'random']
     assert remove.auroc[0] == select.auroc[0] == pytest.approx(baseline.auroc['macro'])
@@ -56,9 +56,9 @@ def test_the_executed_notebook_has_the_parameters_and_no_error(study):
     folder, _ = study
     run, = (folder/'_runs/baseline').iterdir()
     facts = json.loads((run/'run.json').read_text())
-    assert facts['complete'] and facts['parameters']['backbone'] == 'densenet_small' and facts['peak_memory_mb'] > 100
+    assert facts['complete'] and facts['parameters']['recipe'] == 'small' and facts['peak_memory_mb'] > 100
     cells = json.loads((run/'notebook.ipynb').read_text())['cells']
-    assert any("backbone = \"densenet_small\"" in ''.join(cell['source']) for cell in cells)
+    assert any("recipe = \"small\"" in ''.join(cell['source']) for cell in cells)
 
 @pytest.mark.parametrize('words, answer', [
     (['cxr_baseline'], 'No data in data/NIH14'), (['cxr_baseline', '--data', 'nowhere'], 'cxr_phantom _data/phantom'),
@@ -73,8 +73,8 @@ def test_what_is_wrong_is_said_in_a_sentence(tmp_path, words, answer):
 
 def test_an_error_inside_the_notebook_arrives_as_a_sentence(study, tmp_path):
     folder, _ = study
-    code, text = shell(tmp_path, 'cxr_baseline', '--data', folder/'data/NIH14', '--recipe', 'small', '--image_size', 8)
-    assert code != 0 and 'image_size is 8' in text and 'Traceback' not in text, text
+    code, text = shell(tmp_path, 'cxr_baseline', '--data', folder/'data/NIH14', '--recipe', 'small', '--image_size', 31)
+    assert code != 0 and 'image_size is 31' in text and 'Traceback' not in text, text
     assert not list(tmp_path.glob('_runs/*/*'))
 
 def test_papermill_runs_an_experiment(study, tmp_path):
