@@ -19,7 +19,7 @@ from .data import fingerprint
 from .labels import FINDINGS, InputError
 from .roles import check_roles, describe_roles
 
-# %% ../nbs/07b_model_card.ipynb #40b9b38e
+# %% ../nbs/07b_model_card.ipynb #7d97c87f
 NOT_STATED = 'not stated'
 FOLDERS = re.compile(r'(?<![\w.:/\\])(?:[A-Za-z]:)?[~.]{0,2}[\\/](?:[^\\/|\n]+[\\/])*(?=[^\s\\/])')
 
@@ -29,21 +29,20 @@ def text(
     "Write a value: three decimals, no line break, no pipe, no tag, no folder."
     if isinstance(value, dict): return ', '.join(f'{text(key)} {text(some)}' for key, some in value.items()) or NOT_STATED
     if isinstance(value, (list, tuple, set)): return ', '.join(map(text, value)) or NOT_STATED
-    if value is None or (isinstance(value, float) and np.isnan(value)): return NOT_STATED
+    if pd.isna(value): return NOT_STATED
     if isinstance(value, (bool, np.bool_)): return 'yes' if value else 'no'
     if isinstance(value, (int, np.integer)): return f'{value:,}'
     if isinstance(value, (float, np.floating)): return f'{value:.3g}' if abs(value) < .001 else f'{value:.3f}'.rstrip('0').rstrip('.')
     plain = FOLDERS.sub('', ' '.join(str(value).split())).replace('|', '\\|')
     return re.sub('<(?=[A-Za-z/!])', '&lt;', plain)
 
-# %% ../nbs/07b_model_card.ipynb #0bbdabdd
+# %% ../nbs/07b_model_card.ipynb #f3fbecbc
 def markdown_table(
     frame:pd.DataFrame, # its index becomes the first column or columns
 ) -> str:
     "Write a table as Markdown."
     frame = frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index()
-    rows = [list(frame), ['---'] * frame.shape[1], *frame.astype(object).itertuples(index=False)]
-    return '\n'.join('| ' + ' | '.join(text(value) for value in row) + ' |' for row in rows)
+    return frame.astype(object).map(text).rename(columns=text).to_markdown(index=False, disable_numparse=True)
 
 def listing(
     facts:dict, # what -> value

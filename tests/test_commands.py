@@ -83,3 +83,14 @@ def test_papermill_runs_an_experiment(study, tmp_path):
                        '-p', 'epochs', 1, '-p', 'on_error', 'skip', '-p', 'out', 'run', '--no-progress-bar')
     assert code == 0, text
     assert pd.read_csv(tmp_path/'run/row.csv').epochs[0] == 1 and (tmp_path/'run/findings.png').stat().st_size > 5000
+
+def test_the_command_trains_on_two_processes(study, tmp_path):
+    "One of them writes notebook, table and checkpoints; the other helps to train."
+    folder, _ = study
+    code, text = shell(tmp_path, 'accelerate', 'launch', '--multi_gpu', '--num_processes=2', '--num_machines=1', '--main_process_port=0',
+                       '--mixed_precision=no', '--dynamo_backend=no', BIN/'cxr_baseline', '--data', folder/'data/NIH14', '--skip',
+                       '--recipe', 'small', '--epochs', 1, '--checkpoints', 'checkpoints')
+    assert code == 0, text
+    facts = json.loads((tmp_path/'checkpoints/epoch_001/checkpoint.json').read_text())
+    assert facts['processes'] == 2 and facts['epochs'] == 1
+    assert len(list(tmp_path.glob('_runs/*/*'))) == 1 and len(pd.read_csv(tmp_path/'results/baseline.csv')) == 17
