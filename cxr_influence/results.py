@@ -81,7 +81,7 @@ def write_results(
     path = Path(path)
     absent = [f'{finding} ({why})' for finding, why in table.attrs.get('left_out', {}).items()]
     note = f'\n\nLeft out of the averages: {", ".join(absent)}.' if absent else ''
-    for name, text in [(path, table.to_csv()), (path.with_suffix('.md'), show_results(table).to_markdown() + note + '\n')]:
+    for name, text in [(path, table.to_csv()), (path.with_suffix('.md'), show_results(table).to_markdown(disable_numparse=True) + note + '\n')]:
         part = name.with_name(f'{name.name}.part')
         part.write_text(text)
         os.replace(part, name)
