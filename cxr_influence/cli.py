@@ -106,7 +106,7 @@ def cxr_influence(
     checkpoints:str='checkpoints', # Folder of a run, as from cxr_baseline
     output:str='results/influence.csv', # The table of scores; its figures appear beside it
     data:str='', # Folder of the images, if they have moved since the run
-    total_only:bool=False, # Leave out the columns by finding and self-influence: takes half the time
+    total_only:bool=False, # Leave out the columns by finding, self-influence, cosine and AdamW: takes half the time
     batch_size:int=32, # Images scored together; the scores do not depend on it
 ):
     "Score every training image with TracIn over the saved checkpoints."

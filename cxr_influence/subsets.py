@@ -24,7 +24,7 @@ from .images import ImageStore
 from .intervals import bootstrap_auroc, interval, seed_means
 from .labels import FINDINGS, InputError
 from .models import best_device
-from .tracin import check_data
+from .scoring import check_data
 from .training import fit
 
 # %% ../nbs/10_subsets.ipynb #013ed45f

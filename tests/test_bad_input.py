@@ -12,7 +12,7 @@ from cxr_influence.labels import FINDINGS, InputError, encode
 from cxr_influence.models import make_model
 from cxr_influence.roles import check_roles
 from cxr_influence.subsets import kept_images, read_scores, run_subsets
-from cxr_influence.tracin import influence
+from cxr_influence.scoring import influence
 from cxr_influence.checkpoints import Checkpoint, list_checkpoints
 from cxr_influence.training import fit
 

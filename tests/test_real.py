@@ -5,7 +5,7 @@ from cxr_influence.data import PUBLISHED_COUNTS, TABLE_NAMES, find_files, find_o
 from cxr_influence.images import decode
 from cxr_influence.labels import FINDINGS, encode_all
 from cxr_influence.roles import choose_patients
-from cxr_influence.tracin import score_checkpoint
+from cxr_influence.scoring import score_checkpoint
 from cxr_influence.checkpoints import list_checkpoints
 from cxr_influence.training import fit
 

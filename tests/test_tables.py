@@ -19,7 +19,7 @@ from cxr_influence.metrics import choose_thresholds
 from cxr_influence.results import evaluate
 from cxr_influence.roles import take_patients
 from cxr_influence.tables import from_medmnist, from_torchxrayvision, read_dataset, read_grey, to_torchxrayvision
-from cxr_influence.tracin import influence
+from cxr_influence.scoring import influence
 from cxr_influence.checkpoints import list_checkpoints
 from cxr_influence.evaluation import evaluate_checkpoint
 from cxr_influence.training import fit

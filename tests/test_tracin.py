@@ -1,17 +1,16 @@
 "The laws that scores must obey, on fresh random networks and inputs in float64; and captum's word for them."
 import numpy as np
 import pandas as pd
-import pytest, torch, torchvision
+import psutil, pytest, torch, torchvision
 from torch import nn
 
-from cxr_influence import tracin
-from cxr_influence.batches import normalise
-from cxr_influence.labels import FINDINGS
 from cxr_influence.losses import FocalLoss
-from cxr_influence.models import replace_head, weights_checksum
-from cxr_influence.tracin import (directional_scores, gradient, gradient_scores, image_losses, influence,
-                                  per_sample_gradients, plain_scores, score_checkpoint)
-from cxr_influence.checkpoints import list_checkpoints
+from cxr_influence.labels import InputError
+from cxr_influence.models import replace_head
+from cxr_influence.tracin import (UnknownLayer, directional_scores, gradient, gradient_scores, image_losses, known_layers,
+                                  per_sample_gradients, plain_scores, self_influence, vmap_gradients)
+
+pytestmark = pytest.mark.filterwarnings('ignore:.*formed by vmap') # of the transformer; its own test is below
 
 def densenet(): return torchvision.models.DenseNet(growth_rate=4, block_config=(2, 2), num_init_features=8, num_classes=14)
 def resnet(): return replace_head(torchvision.models.resnet18())
@@ -44,17 +43,22 @@ def test_both_fast_ways_are_the_plain_one(case):
     (x, y), (x_val, y_val) = images(6), images(5)
     plain = plain_scores(model, loss, x, y, whole(model, loss, x_val, y_val))
     close(directional_scores(model, loss, x, y, whole(model, loss, x_val, y_val))[0], plain)
-    scores, squares, losses = gradient_scores(model, loss, x, y, by_finding(model, loss, x_val, y_val))
+    scores, squares, losses, layers = gradient_scores(model, loss, x, y, by_finding(model, loss, x_val, y_val))
     close(scores.sum(1), plain)
+    close(sum(layers.values()), scores)
     close(losses, image_losses(model, loss, x, y).detach())
     own = [gradient(model, image_losses(model, loss, x[i:i+1], y[i:i+1]).sum()) for i in range(6)]
     close(squares, torch.stack([sum(g.square().sum() for g in one.values()) for one in own]))
+    close(self_influence(model, loss, x, y), squares)
+    for way in per_sample_gradients, vmap_gradients:
+        found, losses = way(model, loss, x, y)
+        for name in own[0]: torch.testing.assert_close(found[name], torch.stack([one[name] for one in own]), rtol=1e-8, atol=1e-10)
 
 def test_a_score_depends_on_nothing_but_its_image(case):
     model, loss, images = case
     (x, y), (x_val, y_val) = images(7), images(4)
     v, order = by_finding(model, loss, x_val, y_val), torch.randperm(7)
-    scores, squares, _ = gradient_scores(model, loss, x, y, v)
+    scores, squares, *_ = gradient_scores(model, loss, x, y, v)
     close(torch.cat([gradient_scores(model, loss, x[i:i+1], y[i:i+1], v)[0] for i in range(7)]), scores)
     close(gradient_scores(model, loss, x[order], y[order], v)[0], scores[order])
     copied = gradient_scores(model, loss, torch.cat([x, x[:1]]), torch.cat([y, y[:1]]), v)
@@ -92,62 +96,115 @@ def test_captum_agrees(case, tmp_path):
     total, own, pairs = 0, 0, 0
     for path in paths:
         rate = load(model, path)
-        scores, squares, _ = gradient_scores(model, loss, x, y, by_finding(model, loss, x_val, y_val))
+        scores, squares, *_ = gradient_scores(model, loss, x, y, by_finding(model, loss, x_val, y_val))
         total, own = total + rate * scores.sum(1), own + rate * squares
     close(total, theirs.influence((x_val, y_val), aggregate=True)[0].detach() / len(x_val))
     close(own, theirs.self_influence(outer_loop_by_checkpoints=True).detach())
 
-# From here on: the whole way, from a folder of checkpoints to a table.
+# Layers of every kind, one at a time, in a network of their own.
 
-def double(monkeypatch):
-    "Let checkpoints and batches be in float64."
-    before = tracin.Checkpoint.model
-    monkeypatch.setattr(tracin.Checkpoint, 'model', lambda self: before(self).double())
-    monkeypatch.setattr('cxr_influence.batches.normalise', lambda pixels: normalise(pixels).double())
+class Mean(nn.Module):
+    def forward(self, x): return x.mean((2, 3))
 
-def test_batch_size_changes_no_score(data, checkpoints, monkeypatch):
-    double(monkeypatch)
-    checkpoint = list_checkpoints(checkpoints)[0]
-    frame, store = data
-    for per_finding in [True, False]:
-        one, many = (score_checkpoint(checkpoint, store, frame, per_finding, size, 'cpu') for size in [1, 32])
-        assert one.index.equals(many.index)
-        np.testing.assert_allclose(one, many, rtol=1e-8, atol=1e-8 * many.influence.abs().max())
+def around(*layers, channels): return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *layers, Mean(), nn.Linear(channels, 14)).double().eval()
 
-def test_the_table_is_the_sum_over_checkpoints(data, checkpoints, tmp_path, monkeypatch):
-    double(monkeypatch)
-    frame, store = data
-    scores = influence(checkpoints, store, frame, tmp_path/'influence.csv', device='cpu')
-    rows = {role: np.flatnonzero(frame.role == role) for role in ['train', 'validation']}
-    total = 0
-    for checkpoint in list_checkpoints(checkpoints):
-        model, loss = checkpoint.model(), checkpoint.loss()
-        (x, y, _), (x_val, y_val, _) = (next(tracin.batches(store, frame, rows[r], 1000)) for r in ['train', 'validation'])
-        total = total + checkpoint.facts['learning_rate'] * plain_scores(model, loss, x, y, whole(model, loss, x_val, y_val))
-    np.testing.assert_allclose(scores.influence, total, rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(scores[[f'influence_{f}' for f in FINDINGS]].sum(axis=1), scores.influence, rtol=1e-9)
-    assert scores.influence.nunique() == len(scores) == len(rows['train'])
-    assert sorted(scores['rank']) == list(range(1, len(scores) + 1)) and scores.influence.idxmax() == scores['rank'].idxmin()
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path/'influence.csv', index_col='image'), scores, check_dtype=False)
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path/'influence.parquet'), scores, check_like=True)
+KINDS = {
+    'stride': lambda: around(nn.Conv2d(4, 6, 3, stride=2), channels=6),
+    'padding': lambda: around(nn.Conv2d(4, 6, (3, 5), padding=(2, 1), bias=False), channels=6),
+    'groups': lambda: around(nn.Conv2d(4, 6, 3, groups=2), channels=6),
+    'depthwise, strided, dilated': lambda: around(nn.Conv2d(4, 8, 3, stride=(2, 1), padding=2, dilation=2, groups=4), channels=8),
+    'dilation': lambda: around(nn.Conv2d(4, 6, 3, dilation=(1, 3)), channels=6),
+    'rows left over by the stride': lambda: around(nn.Conv2d(4, 6, 3, stride=3), channels=6),
+    'pointwise': lambda: around(nn.Conv2d(4, 6, 1), channels=6),
+    'pointwise, strided': lambda: around(nn.Conv2d(4, 6, 1, stride=2), channels=6),
+    'in-place ReLU after a convolution': lambda: around(nn.Conv2d(4, 4, 3), nn.ReLU(inplace=True), channels=4),
+    'in-place ReLU after BatchNorm': lambda: around(nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1), channels=4),
+    'LayerNorm': lambda: around(nn.LayerNorm([4, 11, 11]), channels=4),
+    'a linear layer on rows': lambda: around(nn.Linear(11, 5), channels=4),
+}
 
-def test_scoring_is_in_evaluation_mode_and_moves_nothing(data, checkpoints, monkeypatch):
-    frame, store = data
-    checkpoint = list_checkpoints(checkpoints)[-1]
-    model = checkpoint.model()
-    before, expected = weights_checksum(model), score_checkpoint(checkpoint, store, frame, False, device='cpu')
-    monkeypatch.setattr(checkpoint, 'model', lambda: model.train())
-    assert score_checkpoint(checkpoint, store, frame, False, device='cpu').equals(expected)
-    assert model.training and weights_checksum(model) == before
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_layer_of_any_kind(kind):
+    torch.seed()
+    model, loss = KINDS[kind](), FocalLoss(gamma=2.)
+    x, y = torch.randn(5, 3, 11, 11).double(), (torch.rand(5, 14) < .3).double()
+    v = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+    plain = plain_scores(model, loss, x, y, v)
+    scores = gradient_scores(model, loss, x, y, {name: direction[None] for name, direction in v.items()})
+    close(scores.products[:, 0], plain); close(directional_scores(model, loss, x, y, v)[0], plain)
+    squares = sum(g.flatten(1).square().sum(1) for g in vmap_gradients(model, loss, x, y)[0].values())
+    close(scores.squares, squares); close(self_influence(model, loss, x, y), squares)
 
-def test_kept_scores_are_used_again_and_only_for_the_same_weights(data, checkpoints, tmp_path, monkeypatch):
-    frame, store = data
-    first = influence(checkpoints, store, frame, tmp_path/'a.csv', per_finding=False, device='cpu')
-    calls = []
-    real = tracin.score_checkpoint
-    monkeypatch.setattr(tracin, 'score_checkpoint', lambda *a, **k: calls.append(a[0].folder.name) or real(*a, **k))
-    assert influence(checkpoints, store, frame, tmp_path/'a.csv', per_finding=False, device='cpu').equals(first) and not calls
-    kept = tmp_path/'a.checkpoints/epoch_001.parquet'
-    part = pd.read_parquet(kept); part.attrs['key'][0] = 'other weights'; part.to_parquet(kept)
-    assert influence(checkpoints, store, frame, tmp_path/'a.csv', per_finding=False, device='cpu').equals(first)
-    assert calls == ['epoch_001']
+class Twice(nn.Module):
+    "One layer, called twice."
+    def __init__(self): super().__init__(); self.layer, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 14)
+    def forward(self, x): return self.head(self.layer(self.layer(x).relu()).mean((2, 3)))
+
+class Tied(nn.Module):
+    "Two layers, one weight."
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.head = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3), nn.Linear(3, 14)
+        self.two.weight = self.one.weight
+    def forward(self, x): return self.head(self.two(self.one(x).relu()).mean((2, 3)))
+
+class Own(nn.Module):
+    "A parameter of no known layer."
+    def __init__(self): super().__init__(); self.gain, self.head = nn.Parameter(torch.ones(3)), nn.Linear(3, 14)
+    def forward(self, x): return self.head(x.mean((2, 3)) * self.gain)
+
+class Idle(nn.Module):
+    "A layer that is not called."
+    def __init__(self): super().__init__(); self.idle, self.head = nn.Linear(3, 3), nn.Linear(3, 14)
+    def forward(self, x): return self.head(x.mean((2, 3)))
+
+def reflecting(): return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode='reflect'), Mean(), nn.Linear(4, 14))
+def same(): return nn.Sequential(nn.Conv2d(3, 4, 3, padding='same'), Mean(), nn.Linear(4, 14))
+def normed(): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), Mean(), nn.Linear(4, 14))
+
+@pytest.mark.filterwarnings('default:.*formed by vmap')
+@pytest.mark.parametrize('make, word', [(Twice, 'used twice'), (Tied, 'shared by one and two'), (Own, 'a Own that is not known'),
+                                        (Idle, 'idle is not called'), (reflecting, 'not known'), (same, 'not known'), (normed, 'GroupNorm')])
+def test_what_is_not_known_is_scored_the_slow_way_with_a_word(make, word):
+    torch.seed()
+    model, loss = make().double().eval(), FocalLoss(gamma=2.)
+    x, y = torch.randn(4, 3, 9, 9).double(), (torch.rand(4, 14) < .3).double()
+    v = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+    plain = plain_scores(model, loss, x, y, v)
+    with pytest.warns(UserWarning, match=word): scores = gradient_scores(model, loss, x, y, {name: t[None] for name, t in v.items()})
+    close(scores.products[:, 0], plain); close(sum(scores.layers.values())[:, 0], plain)
+    with pytest.warns(UserWarning, match=word): close(self_influence(model, loss, x, y), scores.squares)
+    close(directional_scores(model, loss, x, y, v)[0], plain)
+
+def test_only_the_parameters_asked_for_count(case):
+    model, loss, images = case
+    x, y = images(4)
+    last = [name for name, _ in model.named_parameters()][-2:]
+    v = {name: torch.randn_like(p) for name, p in model.named_parameters() if name in last}
+    assert len(known_layers(model, last)) == 1 # so the transformer's last layer goes the fast way
+    plain = plain_scores(model, loss, x, y, v)
+    close(directional_scores(model, loss, x, y, v)[0], plain)
+    scores = gradient_scores(model, loss, x, y, {name: t[None] for name, t in v.items()})
+    close(scores.products[:, 0], plain); close(self_influence(model, loss, x, y, last), scores.squares)
+    with pytest.raises(UnknownLayer): known_layers(transformer(), [name for name, _ in transformer().named_parameters()])
+
+@pytest.mark.parametrize('score', [directional_scores, plain_scores, gradient_scores])
+def test_training_mode_and_averaged_losses_are_refused(score):
+    model, averaged = densenet(), lambda z, y: z.mean()
+    x, y = torch.randn(3, 3, 32, 32), torch.zeros(3, 14)
+    v = {name: torch.randn_like(p) if score is not gradient_scores else torch.randn(1, *p.shape) for name, p in model.named_parameters()}
+    with pytest.raises(InputError, match='training mode.*model.eval'): score(model, FocalLoss(), x, y, v)
+    with pytest.raises(InputError, match='a number an image'): score(model.eval(), averaged, x, y, v)
+
+@pytest.mark.parametrize('score', [lambda *a: gradient_scores(*a, {name: torch.randn(1, *p.shape) for name, p in a[0].named_parameters()}),
+                                   self_influence, per_sample_gradients], ids=['scores', 'self-influence', 'gradients'])
+def test_passes_leave_no_memory_and_no_hooks_behind(score):
+    model, loss = densenet().eval(), FocalLoss()
+    x, y = torch.randn(32, 3, 64, 64), torch.zeros(32, 14)
+    def used(passes):
+        for _ in range(passes): score(model, loss, x, y)
+        return psutil.Process().memory_info().rss
+    before = used(3)
+    assert used(12) - before < 100e6 # what a pass holds on to would be 50 MB each
+    assert not any(module._forward_hooks for module in model.modules()) and all(p.requires_grad for p in model.parameters())

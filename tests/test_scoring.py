@@ -1,0 +1,278 @@
+"From a folder of checkpoints to a table of scores: the sum, its refusals, its resumption, its company."
+import json, os, shutil, signal, subprocess, sys, time
+
+import numpy as np
+import pandas as pd
+import pytest, torch
+from conftest import refused, sentence
+
+from cxr_influence import scoring
+from cxr_influence.batches import batches, normalise
+from cxr_influence.checkpoints import Checkpoint, list_checkpoints
+from cxr_influence.labels import FINDINGS, InputError
+from cxr_influence.models import weights_checksum
+from cxr_influence.pairwise import pairwise
+from cxr_influence.scoring import Rows, breakdown, check_repeats, influence, objectives, score_checkpoint, sum_by, verify
+from cxr_influence.tracin import gradient, image_losses, plain_scores
+
+@pytest.fixture
+def double(monkeypatch):
+    "Let checkpoints and batches be in float64."
+    before = Checkpoint.model
+    monkeypatch.setattr(Checkpoint, 'model', lambda self: before(self).double())
+    monkeypatch.setattr('cxr_influence.batches.normalise', lambda pixels: normalise(pixels).double())
+
+def rows_of(frame): return {role: np.flatnonzero(frame.role == role) for role in ['train', 'validation']}
+
+def by_definition(checkpoints, store, frame, chosen=None, columns=slice(None), direction=None):
+    "Every number as the formula says it: one backward pass a training image, one for the validation loss, at each checkpoint."
+    rows, total = rows_of(frame), 0
+    for checkpoint in list_checkpoints(checkpoints):
+        model, loss = checkpoint.model(), checkpoint.loss()
+        (x, y, _), (x_val, y_val, _) = (next(batches(store, frame, r, 1000)) for r in [rows['train'], rows['validation'] if chosen is None else chosen])
+        v = gradient(model, loss(model(x_val), y_val)[:, columns].sum(1).mean())
+        if direction: v = direction(checkpoint, v)
+        total = total + checkpoint.facts['learning_rate'] * plain_scores(model, loss, x, y, v)
+    return total.detach().numpy()
+
+def near(found, expected): np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8 * np.abs(expected).max())
+
+def test_the_table_is_the_sum_over_checkpoints(data, checkpoints, tmp_path, double):
+    frame, store = data
+    women = (frame.role == 'validation') & (frame.sex == 'F')
+    scores = influence(checkpoints, store, frame, tmp_path/'influence.csv', groups={'women': women}, device='cpu')
+    near(scores.influence, by_definition(checkpoints, store, frame))
+    near(scores.influence_Effusion, by_definition(checkpoints, store, frame, columns=[2]) )
+    near(scores.influence_women, by_definition(checkpoints, store, frame, np.flatnonzero(women)))
+    near(scores[[f'influence_{f}' for f in FINDINGS]].sum(axis=1), scores.influence)
+    def adamw(checkpoint, v):
+        moments, seen = checkpoint.moments(), 1 - .999 ** checkpoint.facts['updates']
+        return {name: t / ((moments[f'{name}.exp_avg_sq'].double() / seen).sqrt() + 1e-8) for name, t in v.items()}
+    near(scores.optimiser_aware, by_definition(checkpoints, store, frame, direction=adamw))
+    near(breakdown(tmp_path/'influence.csv').sum(axis=1), scores.influence)
+    assert scores.influence.nunique() == len(scores) == (frame.role == 'train').sum() and scores['cosine'].abs().max() <= 1
+    assert sorted(scores['rank']) == list(range(1, len(scores) + 1)) and scores.influence.idxmax() == scores['rank'].idxmin()
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path/'influence.csv', index_col='image'), scores, check_dtype=False)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path/'influence.parquet'), scores, check_like=True)
+    assert json.loads((tmp_path/'influence.json').read_text())['difference_to_definition'] < 1e-8
+    sums = sum_by(scores, frame, 'patient')
+    near(sums.influence.sum(), scores.influence.sum())
+    assert sums.images.sum() == len(scores)
+    with refused('no column hat'): sum_by(scores, frame, 'hat')
+
+def test_one_direction_and_a_last_layer(data, checkpoints, tmp_path, double):
+    frame, store = data
+    whole = influence(checkpoints, store, frame, tmp_path/'a.csv', per_finding=False, device='cpu')
+    near(whole.influence, by_definition(checkpoints, store, frame))
+    head = influence(checkpoints, store, frame, tmp_path/'b.csv', per_finding=False, layers='classifier', device='cpu')
+    near(head.influence, by_definition(checkpoints, store, frame, direction=lambda _, v: {n: t for n, t in v.items() if n.startswith('classifier')}))
+    both = influence(checkpoints, store, frame, tmp_path/'c.csv', layers='classifier', device='cpu')
+    near(both.influence, head.influence)
+    said = sentence(influence, checkpoints, store, frame, tmp_path/'d.csv', layers='features.denseblock9', device='cpu')
+    assert 'No layer features.denseblock9' in said and 'features.conv0' in said and 'classifier' in said
+
+@pytest.mark.parametrize('per_finding', [True, False])
+def test_batch_size_changes_no_score(data, checkpoints, tmp_path, double, per_finding):
+    frame, store = data
+    checkpoint, weights = list_checkpoints(checkpoints)[0], objectives(data[0], per_finding)
+    one, many = (score_checkpoint(checkpoint, store, frame, weights, tmp_path/str(size), batch_size=size) for size in [1, 32])
+    assert one.index.equals(many.index)
+    np.testing.assert_allclose(one, many, rtol=1e-8, atol=1e-8 * many.influence.abs().max())
+
+def test_twice_the_learning_rate_is_twice_the_score(data, checkpoints, tmp_path, double):
+    frame, store = data
+    copy = shutil.copytree(checkpoints, tmp_path/'checkpoints')
+    for path in copy.glob('epoch_*/checkpoint.json'):
+        facts = json.loads(path.read_text())
+        path.write_text(json.dumps(facts | {'learning_rate': 2 * facts['learning_rate']}))
+    one, two = (influence(run, store, frame, tmp_path/f'{run.parent.name}.csv', per_finding=False, device='cpu') for run in [checkpoints, copy])
+    near(two.influence, 2 * one.influence)
+
+def test_scoring_is_in_evaluation_mode_and_moves_nothing(data, checkpoints, tmp_path, monkeypatch):
+    frame, store = data
+    checkpoint, weights = list_checkpoints(checkpoints)[-1], objectives(frame, False)
+    model = checkpoint.model()
+    before, expected = weights_checksum(model), score_checkpoint(checkpoint, store, frame, weights, tmp_path/'a')
+    monkeypatch.setattr(checkpoint, 'model', lambda: model.train())
+    pd.testing.assert_frame_equal(score_checkpoint(checkpoint, store, frame, weights, tmp_path/'b'), expected)
+    assert model.training and weights_checksum(model) == before
+
+def test_a_buffer_that_changes_is_an_error():
+    class Counting(torch.nn.Module):
+        def __init__(self): super().__init__(); self.register_buffer('calls', torch.zeros(()))
+        def forward(self, x): self.calls += 1; return x
+    model = Counting()
+    with pytest.raises(RuntimeError, match='Scoring changed the model'):
+        with scoring.scoring(model): model(torch.zeros(1))
+
+def test_loaders_that_shuffle_augment_or_run_dry_are_refused(data):
+    frame, store = data
+    x, y, i = next(batches(store, frame, np.arange(12), 12))
+    dataset = torch.utils.data.TensorDataset(x, y)
+    check_repeats(Rows(store, frame, np.arange(12), 4))
+    check_repeats(torch.utils.data.DataLoader(dataset, 4))
+    with refused('shuffles', 'shuffle=False'): check_repeats(torch.utils.data.DataLoader(dataset, 4, shuffle=True))
+    class Augmented(torch.utils.data.Dataset):
+        def __len__(self): return 12
+        def __getitem__(self, i): return x[i] + torch.rand(()), y[i]
+    with refused('no augmentation'): check_repeats(torch.utils.data.DataLoader(Augmented(), 4))
+    with refused('no generator'): check_repeats(iter([(x[:4], y[:4]), (x[4:8], y[4:8])]))
+
+@pytest.mark.parametrize('change, words', [
+    ({'learning_rate': None}, ['learning rate None', 'epoch_002']), ({'learning_rate': float('nan')}, ['learning rate nan']),
+    ({'learning_rate': -.1}, ['learning rate -0.1']), ({'validation_loss': 3.}, ['noted a validation loss of 3.0000', 'another loss'])])
+def test_a_checkpoint_that_says_something_else_is_refused(data, checkpoints, tmp_path, change, words):
+    copy = shutil.copytree(checkpoints, tmp_path/'checkpoints')
+    path = copy/'epoch_002/checkpoint.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with refused(*words): influence(copy, data[1], data[0], tmp_path/'a.csv', per_finding=False, device='cpu')
+    assert not (tmp_path/'a.csv').exists()
+
+def test_another_loss_than_the_runs_is_refused(data, checkpoints, tmp_path):
+    copy = shutil.copytree(checkpoints, tmp_path/'checkpoints')
+    for number in 1, 2: # first one checkpoint, then both
+        path = copy/f'epoch_00{number}/checkpoint.json'
+        facts = json.loads(path.read_text())
+        facts['loss'] = {**facts['loss'], 'gamma': facts['loss']['gamma'] + 1}
+        path.write_text(json.dumps(facts))
+        with refused('another loss'): influence(copy, data[1], data[0], tmp_path/'a.csv', per_finding=False, device='cpu')
+
+def test_all_learning_rates_zero(data, checkpoints, tmp_path):
+    copy = shutil.copytree(checkpoints, tmp_path/'checkpoints')
+    for path in copy.glob('epoch_*/checkpoint.json'): path.write_text(json.dumps(json.loads(path.read_text()) | {'learning_rate': 0.}))
+    with refused('All learning rates', 'are zero'): influence(copy, data[1], data[0], tmp_path/'a.csv', per_finding=False, device='cpu')
+
+def test_patients_in_two_roles_and_strange_groups_are_refused(data, checkpoints, tmp_path):
+    frame, store = data
+    straddling = frame.copy()
+    straddling.loc[straddling.index[straddling.role == 'validation'][0], 'patient'] = straddling.patient[straddling.role == 'train'].iloc[0]
+    with refused('patient'): influence(checkpoints, store, straddling, tmp_path/'a.csv', device='cpu')
+    test = frame.index[frame.role == 'test'][:1]
+    with refused(test[0], 'no validation image but one of role test'): objectives(frame, groups={'some': test})
+    with refused('nobody.png'): objectives(frame, groups={'some': ['nobody.png']})
+    with refused('Group none has no validation image'): objectives(frame, groups={'none': frame.age > 200})
+    said = influence(checkpoints, store, frame, tmp_path/'b.csv', per_finding=False, against='test', device='cpu')
+    assert len(said) and json.loads((tmp_path/'b.json').read_text())['against'] == 'test'
+
+@pytest.mark.parametrize('per_finding', [True, False])
+def test_an_image_whose_scores_are_not_numbers_is_named(data, checkpoints, tmp_path, monkeypatch, per_finding):
+    frame, store = data
+    row = rows_of(frame)['train'][5]
+    real = scoring.batches
+    def broken(*arguments):
+        for x, y, i in real(*arguments): x[np.flatnonzero(np.asarray(i) == row)] = torch.nan; yield x, y, i
+    monkeypatch.setattr(scoring, 'batches', broken)
+    with refused('1 scores are not numbers', frame.index[row]):
+        influence(checkpoints, store, frame, tmp_path/'a.csv', per_finding=per_finding, device='cpu')
+    assert not (tmp_path/'a.csv').exists()
+
+def test_verify_finds_a_wrong_table(data, checkpoints, tmp_path):
+    frame, store = data
+    checkpoint = list_checkpoints(checkpoints)[0]
+    scores = score_checkpoint(checkpoint, store, frame, objectives(frame, False), tmp_path)
+    assert verify(checkpoint, scores, store, frame) < .02
+    averaged = scores.assign(influence=np.repeat(scores.influence.groupby(np.arange(len(scores)) // 8).mean(), 8)[:len(scores)].to_numpy())
+    with refused('differ by', 'please report'): verify(checkpoint, averaged, store, frame)
+
+def test_finished_blocks_and_checkpoints_are_used_again_and_only_for_the_same(data, checkpoints, tmp_path, monkeypatch):
+    frame, store = data
+    monkeypatch.setattr(scoring, 'BLOCK', 16)
+    def score(name): return influence(checkpoints, store, frame, tmp_path/name, device='cpu')
+    whole, passes = score('a.csv'), []
+    real = scoring.score_rows
+    monkeypatch.setattr(scoring, 'score_rows', lambda *a: passes.append(len(a[2].rows)) or real(*a))
+    pd.testing.assert_frame_equal(score('a.csv'), whole)
+    assert not passes
+    class Enough(Exception): pass
+    def interrupted(*a):
+        if len(passes) == 2: raise Enough
+        passes.append(1)
+        return real(*a)
+    monkeypatch.setattr(scoring, 'score_rows', interrupted)
+    with pytest.raises(Enough): score('b.csv')
+    assert len(list((tmp_path/'b.checkpoints').glob('*/*.parquet'))) == 2 and not (tmp_path/'b.csv').exists()
+    passes.clear()
+    monkeypatch.setattr(scoring, 'score_rows', lambda *a: passes.append(len(a[2].rows)) or real(*a))
+    pd.testing.assert_frame_equal(score('b.csv'), whole)
+    assert sum(passes) == 2 * len(whole) - 32
+    assert (tmp_path/'b.csv').read_bytes() == (tmp_path/'a.csv').read_bytes()
+    kept = tmp_path/'a.checkpoints/epoch_001.parquet'
+    part = pd.read_parquet(kept); part.attrs['key'] = 'other weights'; part.to_parquet(kept)
+    passes.clear()
+    pd.testing.assert_frame_equal(score('a.csv'), whole)
+    assert sum(passes) == len(whole)
+
+SCRIPT = '''
+import sys, pandas as pd
+from cxr_influence import scoring
+from cxr_influence.data import read_nih
+from cxr_influence.images import open_store
+from cxr_influence.pairwise import pairwise
+scoring.BLOCK = 16
+phantom, store, checkpoints, out = sys.argv[1:]
+frame, store = read_nih(phantom), open_store(store)
+scoring.influence(checkpoints, store, frame, out + '/influence.csv')
+pairwise(checkpoints, store, frame, out + '/pairs', matrix=True, top=3, memory=3e6)
+'''
+
+def command(data, phantom, checkpoints, out):
+    script = out.with_suffix('.py')
+    script.write_text(SCRIPT)
+    return [script, phantom, data[1].folder, checkpoints, out]
+
+def quiet(): return os.environ | {'TQDM_DISABLE': '1', 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
+
+def test_killed_and_resumed_is_uninterrupted(data, phantom, checkpoints, tmp_path):
+    call = [sys.executable, *map(str, command(data, phantom, checkpoints, tmp_path/'out'))]
+    for seen in ['influence.checkpoints/epoch_001/*.parquet', 'influence.checkpoints/epoch_001.parquet', 'pairs/blocks/*.parquet']:
+        process = subprocess.Popen(call, env=quiet(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not list((tmp_path/'out').glob(seen)) and process.poll() is None: time.sleep(.02)
+        process.send_signal(signal.SIGKILL); process.wait()
+    assert not (tmp_path/'out/pairs/pairwise.json').exists()
+    subprocess.run(call, env=quiet(), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*call[:-1], str(tmp_path/'other')], env=quiet(), check=True, stdout=subprocess.DEVNULL)
+    for name in 'influence.csv', 'pairs/pairwise.npy', 'pairs/pairwise.json':
+        assert (tmp_path/'out'/name).read_bytes() == (tmp_path/'other'/name).read_bytes(), name
+
+def test_two_processes_are_one(data, phantom, checkpoints, tmp_path):
+    call = [str(word) for word in command(data, phantom, checkpoints, tmp_path/'two')]
+    launch = [shutil.which('accelerate', path=os.path.dirname(sys.executable)), 'launch', '--multi_gpu', '--num_processes=2', '--num_machines=1',
+              '--main_process_port=0', '--mixed_precision=no', '--dynamo_backend=no']
+    done = subprocess.run([*launch, *call], env=quiet(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    subprocess.run([sys.executable, *call[:-1], str(tmp_path/'one')], env=quiet(), check=True, stdout=subprocess.DEVNULL)
+    one, two = (pd.read_parquet(tmp_path/name/'influence.parquet') for name in ['one', 'two'])
+    assert one.index.equals(two.index)
+    for name in one: # float32: the validation gradient is added up in another order
+        np.testing.assert_allclose(two[name], one[name], rtol=0, atol=5e-3 * one[name].abs().max() if name != 'rank' else 3)
+    one, two = (np.load(tmp_path/name/'pairs/pairwise.npy') for name in ['one', 'two'])
+    np.testing.assert_allclose(two, one, rtol=0, atol=5e-3 * np.abs(one).max())
+
+def test_pairs_obey_the_laws(data, checkpoints, tmp_path, double):
+    frame, store = data
+    train = frame.index[frame.role == 'train']
+    scores = influence(checkpoints, store, frame, tmp_path/'influence.csv', device='cpu')
+    strong = pairwise(checkpoints, store, frame, tmp_path/'pairs', matrix=True, top=4, memory=1e7, device='cpu')
+    matrix = np.load(tmp_path/'pairs/pairwise.npy', mmap_mode='r')
+    facts = json.loads((tmp_path/'pairs/pairwise.json').read_text())
+    assert facts['training_images'] == list(train) and facts['images'] == list(frame.index[frame.role == 'validation'])
+    np.testing.assert_allclose(matrix.mean(0), scores.influence, rtol=1e-4, atol=1e-5 * scores.influence.abs().max()) # kept in float32
+    table = pd.DataFrame(matrix, index=facts['images'], columns=train)
+    for name, of_one in strong.groupby('image'):
+        ordered = table.loc[name].sort_values(ascending=False)
+        assert list(of_one[of_one['rank'] > 0].sort_values('rank').training_image) == list(ordered.index[:4])
+        assert list(of_one[of_one['rank'] < 0].sort_values('rank').training_image)[::-1] == list(ordered.index[:-5:-1])
+    own = pairwise(checkpoints, store, frame, tmp_path/'own', images=train[:6], matrix=True, top=1, device='cpu')
+    np.testing.assert_allclose(np.load(tmp_path/'own/pairwise.npy')[:, :6].diagonal(), scores.self_influence[train[:6]], rtol=1e-5)
+    by_finding = sum(pairwise(checkpoints, store, frame, tmp_path/f, images=train[:2], finding=f, matrix=True, device='cpu') is not None
+                     and np.load(tmp_path/f/'pairwise.npy') for f in FINDINGS)
+    np.testing.assert_allclose(by_finding, np.load(tmp_path/'own/pairwise.npy')[:2], rtol=1e-4, atol=1e-5 * np.abs(by_finding).max())
+    assert len(own) == 12
+
+def test_pairs_refuse(data, checkpoints, tmp_path):
+    frame, store = data
+    def ask(**settings): return sentence(pairwise, checkpoints, store, frame, tmp_path/'pairs', device='cpu', **settings)
+    assert 'No image nobody.png' in ask(images=['nobody.png'])
+    assert 'asked about twice' in ask(images=[frame.index[0]] * 2)
+    assert 'Unknown finding' in ask(images=frame.index[:1], finding='Flu')
+    assert not (tmp_path/'pairs/strongest.parquet').exists()
