@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['again', 'scoring_ways', 'our_jobs', 'captum_jobs', 'peak_memory']
 
-# %% ../nbs/08c_scoring_speed.ipynb #260dbdcb
-import threading, time
+# %% ../nbs/08c_scoring_speed.ipynb #f32f946a
+import os, warnings
+from itertools import accumulate
 from pathlib import Path
 
-import psutil, torch
+import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import TensorDataset
 
 from .tracin import (directional_scores, gradient, gradient_scores, image_losses, per_sample_gradients,
@@ -49,7 +51,7 @@ def scoring_ways(
             f'pairs with {len(x_val)} images, last layer': lambda: gradient_scores(model, loss, x, y, head)}
     return {name: lambda call=call: again(call) for name, call in ways.items()}
 
-# %% ../nbs/08c_scoring_speed.ipynb #846a6dcd
+# %% ../nbs/08c_scoring_speed.ipynb #9ef6df66
 def our_jobs(
     model:nn.Module, # in evaluation mode
     loss,
@@ -80,41 +82,40 @@ def captum_jobs(
     last:str='classifier',
 ) -> dict: # the same names, captum's scores
     "Set up the same jobs as captum does them."
-    from captum.influence import TracInCP, TracInCPFast
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore') # of its progress bar
+        from captum.influence import TracInCP, TracInCPFast
     path = Path(folder) / 'captum.pt'
     torch.save(model.state_dict(), path)
     def load(model, path):
         model.load_state_dict(torch.load(path, weights_only=True))
         return 1.
-    def one(z, y): return loss(z, y).sum(1)
+    class Each(nn.Module):
+        reduction = 'none'
+        def forward(self, z, y): return loss(z, y).sum(1)
     class Summed(nn.Module):
         reduction = 'sum'
         def forward(self, z, y): return loss(z, y).sum()
     data = TensorDataset(*train)
-    full = TracInCP(model, data, [path], load, loss_fn=one, batch_size=batch_size)
+    full = TracInCP(model, data, [path], load, loss_fn=Each(), batch_size=batch_size)
     fast = TracInCPFast(model, model.get_submodule(last), data, [path], load, loss_fn=Summed(), batch_size=batch_size)
     return {'influence': lambda: full.influence(validation, aggregate=True)[0].detach() / len(validation[0]),
             'pairs': lambda: full.influence(validation).detach().T,
             'self-influence': lambda: full.self_influence(outer_loop_by_checkpoints=True).detach(),
             'pairs, last layer': lambda: fast.influence(validation).detach().T}
 
-# %% ../nbs/08c_scoring_speed.ipynb #a7ccb18a
+# %% ../nbs/08c_scoring_speed.ipynb #4cb95c98
 def peak_memory(
     call,
     device='cpu',
 ) -> int: # bytes
-    "Measure how far memory rises while a function is called: the allocator's word on a GPU, the process's size, looked at each millisecond, on a CPU."
+    "Measure how far a call raises the memory that PyTorch holds: its allocator's word on a GPU, its profiler's on a CPU."
     if torch.device(device).type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         call()
         return torch.cuda.max_memory_allocated(device) - before
-    process, seen, done = psutil.Process(), [], threading.Event()
-    def look():
-        while not done.is_set(): seen.append(process.memory_info().rss); time.sleep(.001)
-    seen.append(process.memory_info().rss)
-    watcher = threading.Thread(target=look)
-    watcher.start()
-    try: call()
-    finally: done.set(); watcher.join()
-    return max(seen) - seen[0]
+    os.environ.setdefault('KINETO_LOG_LEVEL', '9') # the profiler would talk
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen: call()
+    events = sorted(seen.events(), key=lambda event: event.time_range.end)
+    return max(accumulate((event.self_cpu_memory_usage for event in events), initial=0))

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LAYERS', 'losses_of', 'check_mode', 'image_losses', 'gradient', 'plain_scores', 'forward_mode', 'directional_scores',
            'vmap_gradients', 'layer_gradients', 'is_pointwise', 'kernel_gradients', 'frozen', 'watch_layers',
-           'UnknownLayer', 'known_layers', 'per_sample_gradients', 'with_a_word', 'Scores', 'gradient_scores',
-           'layer_squares', 'self_influence']
+           'UnknownLayer', 'known_layers', 'per_sample_gradients', 'with_a_word', 'few_images', 'Scores',
+           'gradient_scores', 'layer_squares', 'self_influence']
 
 # %% ../nbs/08_tracin.ipynb #328b9494
 import warnings
@@ -234,7 +234,17 @@ def with_a_word(unknown:UnknownLayer, function, *arguments):
     warnings.warn(f'{unknown}: its network\'s gradients are formed by vmap, which takes more time and memory.')
     return function(*arguments)
 
-# %% ../nbs/08_tracin.ipynb #063927e9
+# %% ../nbs/08_tracin.ipynb #83f3e1a1
+def few_images(
+    layer:nn.Module,
+    a:Tensor, # (b, ...)
+    d:Tensor, # (b, ...)
+    most:int=4_000_000, # numbers
+): # pairs of parts of a and d
+    "Split a batch on a CPU, which is slow with gradients that are larger than its caches."
+    some = max(1, most // sum(p.numel() for p in layer.parameters(recurse=False))) if a.device.type == 'cpu' else len(a)
+    return zip(a.split(some), d.split(some))
+
 class Scores(NamedTuple):
     "What one pass over a batch gives."
     products:Tensor # (b, k) with each direction
@@ -250,19 +260,21 @@ def gradient_scores(
     directions:dict, # parameter name -> (k, *shape); parameters that are not in it do not count
 ) -> Scores:
     "Score a batch along several directions, and by the length of its gradients, one layer at a time."
-    k, layers, squares = len(next(iter(directions.values()))), {}, []
-    def add(layer, name, gradients): # of one parameter
-        rows = gradients.flatten(1)
-        layers[layer] = layers.get(layer, 0) + (directions[name].reshape(k, -1) @ rows.mT).mT
-        squares.append(vecdot(rows, rows))
-    def see(layer, *seen): [add(layer, f'{layer}.{p}', g) for p, g in layer_gradients(*seen).items() if f'{layer}.{p}' in directions]
+    k, found = len(next(iter(directions.values()))), {}
+    def measure(gradients): # parameter name -> (some images, *shape)
+        rows = {name: g.flatten(1) for name, g in gradients.items() if name in directions}
+        return (sum(directions[name].reshape(k, -1) @ g.mT for name, g in rows.items()).mT, sum(vecdot(g, g) for g in rows.values()))
+    def see(name, layer, a, d):
+        parts = [measure({f'{name}.{p}': g for p, g in layer_gradients(layer, *some).items()}) for some in few_images(layer, a, d)]
+        found[name] = [torch.cat(kind) for kind in zip(*parts)]
     try: losses = watch_layers(model, loss, x, y, directions, see)
     except UnknownLayer as unknown:
         gradients, losses = with_a_word(unknown, vmap_gradients, model, loss, x, y, directions)
-        for name, g in gradients.items(): add(name.rpartition('.')[0], name, g)
-    return Scores(sum(layers.values()), sum(squares), losses, layers)
+        for owner in dict.fromkeys(name.rpartition('.')[0] for name in gradients):
+            found[owner] = measure({name: g for name, g in gradients.items() if name.rpartition('.')[0] == owner})
+    return Scores(sum(own for own, _ in found.values()), sum(own for _, own in found.values()), losses, {name: own for name, (own, _) in found.items()})
 
-# %% ../nbs/08_tracin.ipynb #f67d7e95
+# %% ../nbs/08_tracin.ipynb #a9364d6b
 def layer_squares(
     layer:nn.Module, # of `LAYERS`
     a:Tensor, # (b, ...) what came in
@@ -276,7 +288,9 @@ def layer_squares(
         if positions * (out + fan_in) < out * fan_in:
             unfolded = a.flatten(2) if is_pointwise(layer) else F.unfold(a, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
             rows, back = unfolded.mT, d.flatten(2).mT
-    if rows is None: return {name: g.flatten(1).square().sum(1) for name, g in layer_gradients(layer, a, d).items()}
+    if rows is None:
+        parts = [{name: vecdot(g.flatten(1), g.flatten(1)) for name, g in layer_gradients(layer, *some).items()} for some in few_images(layer, a, d)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     squares = {'weight': ((rows @ rows.mT) * (back @ back.mT)).sum((1, 2)), 'bias': back.sum(1).square().sum(1)}
     return {name: squares[name] for name, _ in layer.named_parameters(recurse=False)}
 
