@@ -5,6 +5,7 @@ import psutil, pytest, torch, torchvision
 from torch import nn
 
 from cxr_influence.losses import FocalLoss
+from cxr_influence import tracin
 from cxr_influence.labels import InputError
 from cxr_influence.models import replace_head
 from cxr_influence.tracin import (UnknownLayer, directional_scores, gradient, gradient_scores, image_losses, known_layers,
@@ -208,3 +209,15 @@ def test_passes_leave_no_memory_and_no_hooks_behind(score):
     before = used(3)
     assert used(12) - before < 100e6 # what a pass holds on to would be 50 MB each
     assert not any(module._forward_hooks for module in model.modules()) and all(p.requires_grad for p in model.parameters())
+
+def test_large_layers_are_split_and_nothing_changes(case, monkeypatch):
+    model, loss, images = case
+    (x, y), (x_val, y_val) = images(5), images(3)
+    v = by_finding(model, loss, x_val, y_val)
+    before, squares = gradient_scores(model, loss, x, y, v), self_influence(model, loss, x, y)
+    split, real = [], tracin.few_images
+    monkeypatch.setattr(tracin, 'few_images', lambda layer, a, d: split.append(parts := [*real(layer, a, d, 200)]) or parts)
+    after = gradient_scores(model, loss, x, y, v)
+    for one, other in zip(after[:3], before[:3]): close(one, other)
+    close(self_influence(model, loss, x, y), squares)
+    assert not split or {len(parts) for parts in split} >= {5} # the transformer has none
