@@ -5,7 +5,7 @@ from cxr_influence.data import PUBLISHED_COUNTS, TABLE_NAMES, find_files, find_o
 from cxr_influence.images import decode
 from cxr_influence.labels import FINDINGS, encode_all
 from cxr_influence.roles import choose_patients
-from cxr_influence.scoring import score_checkpoint
+from cxr_influence.scoring import objectives, score_checkpoint
 from cxr_influence.checkpoints import list_checkpoints
 from cxr_influence.training import fit
 
@@ -48,5 +48,5 @@ def test_identical_radiographs_get_identical_scores(real, tmp_path):
     store = decode(frame, real, 64, tmp_path/'store')
     assert np.array_equal(*store.pixels[frame.index.get_indexer(twins)])
     fit(frame, store, tmp_path/'run', 'densenet_small', epochs=1, batch_size=8, device='cpu')
-    scores = score_checkpoint(list_checkpoints(tmp_path/'run')[0], store, frame, device='cpu').loc[twins]
+    scores = score_checkpoint(list_checkpoints(tmp_path/'run')[0], store, frame, objectives(frame), tmp_path/'scores').loc[twins]
     np.testing.assert_allclose(scores.iloc[0], scores.iloc[1], rtol=1e-3, atol=1e-4)
