@@ -96,7 +96,7 @@ def pairwise(
     rows, models = np.flatnonzero(frame.role == 'train'), [checkpoint.model() for checkpoint in run]
     names = chosen_parameters(models[0], layers)
     size = block_size(sum(p.numel() for name, p in models[0].named_parameters() if name in names), memory, len(asked))
-    weights = [weights_checksum(model) for model in models]
+    weights = [(weights_checksum(model), one.facts['learning_rate'], one.facts['loss']) for model, one in zip(models, run)]
     made_of = [weights, fingerprint(frame), [*frame.index[asked]], top, matrix, finding, layers, size]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]
     starts = range(0, len(asked), size)

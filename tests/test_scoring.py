@@ -276,3 +276,13 @@ def test_pairs_refuse(data, checkpoints, tmp_path):
     assert 'asked about twice' in ask(images=[frame.index[0]] * 2)
     assert 'Unknown finding' in ask(images=frame.index[:1], finding='Flu')
     assert not (tmp_path/'pairs/strongest.parquet').exists()
+
+def test_kept_pairs_are_not_used_for_other_learning_rates(data, checkpoints, tmp_path, double):
+    frame, store = data
+    copy = shutil.copytree(checkpoints, tmp_path/'checkpoints')
+    def ask(): return pairwise(copy, store, frame, tmp_path/'pairs', images=frame.index[:2], top=2, device='cpu')
+    before = ask()
+    for path in copy.glob('epoch_*/checkpoint.json'):
+        facts = json.loads(path.read_text())
+        path.write_text(json.dumps(facts | {'learning_rate': 2 * facts['learning_rate']}))
+    near(ask().score, 2 * before.score)
