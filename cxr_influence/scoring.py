@@ -211,6 +211,7 @@ def find_directions(
     processes:Processes=Processes(), # they share the work
 ) -> tuple: # directions, names of their columns, how many of the first add up to the whole, the whole's length
     "Compute a checkpoint's directions, AdamW's among them if there are several. Raises `InputError` if the loss is not the checkpoint's."
+    if processes.count > len(data.rows): raise InputError(f'{len(data.rows)} images to score against are too few for {processes.count} processes.')
     mine, loss = slice(processes.index, None, processes.count), checkpoint.loss().to(processes.device)
     own = Rows(data.store, data.frame, data.rows[mine], data.batch_size, data.device)
     check_repeats(own)

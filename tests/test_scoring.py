@@ -286,3 +286,9 @@ def test_kept_pairs_are_not_used_for_other_learning_rates(data, checkpoints, tmp
         facts = json.loads(path.read_text())
         path.write_text(json.dumps(facts | {'learning_rate': 2 * facts['learning_rate']}))
     near(ask().score, 2 * before.score)
+
+def test_more_processes_than_images_to_score_against(data, checkpoints):
+    frame, store = data
+    checkpoint, crowd = list_checkpoints(checkpoints)[0], scoring.Processes(0, 3, torch.device('cpu'))
+    few = Rows(store, frame, rows_of(frame)['validation'][:2])
+    with refused('2 images', '3 processes'): scoring.find_directions(checkpoint, checkpoint.model().eval(), few, objectives(frame, False), [], crowd)
