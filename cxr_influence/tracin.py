@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['LAYERS', 'losses_of', 'check_mode', 'image_losses', 'gradient', 'plain_scores', 'forward_mode', 'directional_scores',
-           'vmap_gradients', 'layer_gradients', 'is_pointwise', 'kernel_gradients', 'frozen', 'watch_layers',
-           'UnknownLayer', 'known_layers', 'per_sample_gradients', 'with_a_word', 'few_images', 'Scores',
-           'gradient_scores', 'layer_squares', 'self_influence']
+           'vmap_gradients', 'as_matrices', 'layer_gradients', 'weight_gradients', 'bias_gradients', 'frozen',
+           'watch_layers', 'UnknownLayer', 'known_layers', 'per_sample_gradients', 'with_a_word', 'few_images',
+           'multiply', 'Scores', 'gradient_scores', 'layer_squares', 'self_influence']
 
 # %% ../nbs/08_tracin.ipynb #328b9494
-import warnings
+import math, warnings
 from contextlib import contextmanager
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, grad_and_value, vmap
-from torch.linalg import vecdot
+from torch.linalg import vecdot, vector_norm
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.grad import conv2d_weight
 
@@ -114,6 +115,21 @@ def vmap_gradients(
         warnings.simplefilter('ignore', UserWarning) # of layers that it takes one image at a time
         return vmap(grad_and_value(one), in_dims=(None, 0, 0))(parameters, x, y)
 
+# %% ../nbs/08_tracin.ipynb #a5ma7r1x
+def as_matrices(
+    layer:nn.Module,
+    a:Tensor, # (b, ...) what came in
+    d:Tensor, # (b, ...) derivative of the losses by what went out
+): # (b, positions, in) and (b, positions, kernel positions times out), or None
+    "Lay out a linear layer, or a convolution of stride one, so that its gradient is one matrix product an image."
+    if isinstance(layer, nn.Linear): return a.reshape(len(a), -1, a.shape[-1]), d.reshape(len(d), -1, d.shape[-1])
+    if not isinstance(layer, nn.Conv2d) or layer.groups > 1 or layer.stride != (1, 1): return None
+    (h, w), reach = a.shape[2:], [(k - 1) * gap for k, gap in zip(layer.kernel_size, layer.dilation)]
+    down, across = (r - p for r, p in zip(reach, layer.padding))
+    d = F.pad(d.permute(0, 2, 3, 1), (0, 0, across, across, down, down))
+    starts = product(*(range(r, -1, -gap) for r, gap in zip(reach, layer.dilation)))
+    return a.flatten(2).mT, torch.cat([d[:, i:i + h, j:j + w] for i, j in starts], -1).flatten(1, 2)
+
 # %% ../nbs/08_tracin.ipynb #544eaa48
 LAYERS = nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm
 
@@ -123,32 +139,31 @@ def layer_gradients(
     d:Tensor, # (b, ...) derivative of the losses by what went out
 ) -> dict: # parameter name -> (b, *shape)
     "Form each image's gradient of a layer's parameters."
-    b = len(a)
-    if isinstance(layer, nn.Linear):
-        weight, bias = d.reshape(b, -1, d.shape[-1]).mT @ a.reshape(b, -1, a.shape[-1]), d.reshape(b, -1, d.shape[-1]).sum(1)
-    elif isinstance(layer, nn.LayerNorm):
-        normal, shape = F.layer_norm(a, layer.normalized_shape, eps=layer.eps), (b, -1, *layer.normalized_shape)
+    if isinstance(layer, nn.LayerNorm):
+        normal, shape = F.layer_norm(a, layer.normalized_shape, eps=layer.eps), (len(a), -1, *layer.normalized_shape)
         weight, bias = (d * normal).reshape(shape).sum(1), d.reshape(shape).sum(1)
     elif isinstance(layer, nn.BatchNorm2d):
         bias = d.sum((2, 3))
         weight = (vecdot(d.flatten(2), a.flatten(2)) - layer.running_mean * bias) * (layer.running_var + layer.eps).rsqrt()
-    else: weight, bias = kernel_gradients(layer, a, d), d.sum((2, 3)) if layer.bias is not None else None
+    else: weight, bias = weight_gradients(layer, a, d), bias_gradients(layer, d)
     return {name: {'weight': weight, 'bias': bias}[name] for name, _ in layer.named_parameters(recurse=False)}
 
 # %% ../nbs/08_tracin.ipynb #9d46781e
-def is_pointwise(layer:nn.Conv2d) -> bool: # each position by itself
-    return layer.kernel_size == layer.stride == (1, 1) and layer.padding == (0, 0) and layer.groups == 1
+def weight_gradients(
+    layer:nn.Module, # `Conv2d` or `Linear`
+    a:Tensor, # (b, ...)
+    d:Tensor, # (b, ...)
+) -> Tensor: # (b, out, in, ...)
+    "Form each image's gradient of the weights."
+    b, (out, inside, *kernel) = len(a), layer.weight.shape
+    if pair := as_matrices(layer, a, d):
+        return (pair[1].mT @ pair[0]).view(b, *kernel, out, inside).movedim((-2, -1), (1, 2))
+    a, d, shape = a.reshape(1, -1, *a.shape[2:]), d.reshape(1, -1, *d.shape[2:]), (b * out, inside, *kernel)
+    return conv2d_weight(a, shape, d, layer.stride, layer.padding, layer.dilation, b * layer.groups).view(b, out, inside, *kernel)
 
-def kernel_gradients(
-    layer:nn.Conv2d,
-    a:Tensor, # (b, channels, height, width)
-    d:Tensor, # (b, channels, height, width)
-) -> Tensor: # (b, out, in, height, width)
-    "Form each image's gradient of a convolution's kernels: the images become groups of one convolution."
-    b, (out, *shape) = len(a), layer.weight.shape
-    if is_pointwise(layer): return (d.flatten(2) @ a.flatten(2).mT).view(b, out, *shape)
-    a, d = a.reshape(1, -1, *a.shape[2:]), d.reshape(1, -1, *d.shape[2:])
-    return conv2d_weight(a, (b * out, *shape), d, layer.stride, layer.padding, layer.dilation, b * layer.groups).view(b, out, *shape)
+def bias_gradients(layer:nn.Module, d:Tensor) -> Tensor: # (b, out)
+    "Form each image's gradient of the bias."
+    return d.sum((2, 3)) if isinstance(layer, nn.Conv2d) else d.reshape(len(d), -1, d.shape[-1]).sum(1)
 
 # %% ../nbs/08_tracin.ipynb #f58f038d
 @contextmanager
@@ -221,11 +236,12 @@ def per_sample_gradients(
     x:Tensor, # (b, ...)
     y:Tensor, # (b, ...)
     names=None, # of the parameters wanted; None: all
+    watch=watch_layers, # the way through the network
 ) -> tuple: # parameter name -> (b, *shape), and the losses (b,)
     "Compute the gradient of each image's loss, layer by layer, or by `vmap` where a layer is not known."
     names, found = names or [name for name, _ in model.named_parameters()], {}
     def see(name, *seen): found.update({f'{name}.{p}': g for p, g in layer_gradients(*seen).items() if f'{name}.{p}' in names})
-    try: losses = watch_layers(model, loss, x, y, names, see)
+    try: losses = watch(model, loss, x, y, names, see)
     except UnknownLayer as unknown: return with_a_word(unknown, vmap_gradients, model, loss, x, y, names)
     return {name: found[name] for name in names}, losses
 
@@ -245,6 +261,16 @@ def few_images(
     some = max(1, most // sum(p.numel() for p in layer.parameters(recurse=False))) if a.device.type == 'cpu' else len(a)
     return zip(a.split(some), d.split(some))
 
+def multiply(
+    gradients:Tensor, # (b, n)
+    directions:Tensor, # (k, n)
+) -> Tensor: # (b, k)
+    "Multiply few long rows with few long rows, in up to eight parts: a product so thin would keep one core busy and the others idle."
+    parts = math.gcd(gradients.shape[1], 8)
+    left, right = (rows.unflatten(1, (parts, -1)).movedim(1, 0) for rows in [gradients, directions])
+    return (left @ right.mT).sum(0)
+
+# %% ../nbs/08_tracin.ipynb #5c0re5gs
 class Scores(NamedTuple):
     "What one pass over a batch gives."
     products:Tensor # (b, k) with each direction
@@ -258,16 +284,18 @@ def gradient_scores(
     x:Tensor, # (b, ...)
     y:Tensor, # (b, ...)
     directions:dict, # parameter name -> (k, *shape); parameters that are not in it do not count
+    watch=watch_layers, # the way through the network
 ) -> Scores:
     "Score a batch along several directions, and by the length of its gradients, one layer at a time."
     k, found = len(next(iter(directions.values()))), {}
     def measure(gradients): # parameter name -> (some images, *shape)
         rows = {name: g.flatten(1) for name, g in gradients.items() if name in directions}
-        return (sum(directions[name].reshape(k, -1) @ g.mT for name, g in rows.items()).mT, sum(vecdot(g, g) for g in rows.values()))
+        return (sum(multiply(g, directions[name].reshape(k, -1)) for name, g in rows.items()),
+                sum(vector_norm(g, dim=1).square() for g in rows.values()))
     def see(name, layer, a, d):
         parts = [measure({f'{name}.{p}': g for p, g in layer_gradients(layer, *some).items()}) for some in few_images(layer, a, d)]
         found[name] = [torch.cat(kind) for kind in zip(*parts)]
-    try: losses = watch_layers(model, loss, x, y, directions, see)
+    try: losses = watch(model, loss, x, y, directions, see)
     except UnknownLayer as unknown:
         gradients, losses = with_a_word(unknown, vmap_gradients, model, loss, x, y, directions)
         for owner in dict.fromkeys(name.rpartition('.')[0] for name in gradients):
@@ -281,17 +309,12 @@ def layer_squares(
     d:Tensor, # (b, ...) what comes back
 ) -> dict: # parameter name -> (b,) squared length of each image's gradient
     "Compute the squared lengths of a layer's gradients, by pairs of positions where that is less work."
-    b, rows = len(a), None
-    if isinstance(layer, nn.Linear): rows, back = a.reshape(b, -1, a.shape[-1]), d.reshape(b, -1, d.shape[-1])
-    if isinstance(layer, nn.Conv2d) and layer.groups == 1:
-        positions, (out, fan_in) = d[0, 0].numel(), layer.weight.flatten(1).shape
-        if positions * (out + fan_in) < out * fan_in:
-            unfolded = a.flatten(2) if is_pointwise(layer) else F.unfold(a, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-            rows, back = unfolded.mT, d.flatten(2).mT
-    if rows is None:
-        parts = [{name: vecdot(g.flatten(1), g.flatten(1)) for name, g in layer_gradients(layer, *some).items()} for some in few_images(layer, a, d)]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    squares = {'weight': ((rows @ rows.mT) * (back @ back.mT)).sum((1, 2)), 'bias': back.sum(1).square().sum(1)}
+    pair = as_matrices(layer, a, d)
+    if not pair: return {name: vector_norm(g.flatten(1), dim=1).square() for name, g in layer_gradients(layer, a, d).items()}
+    (rows, back), (_, positions, inside), wide = pair, pair[0].shape, pair[1].shape[-1]
+    if positions * (inside + wide) < inside * wide: weight = ((rows @ rows.mT) * (back @ back.mT)).sum((1, 2))
+    else: weight = vector_norm(back.mT @ rows, dim=(1, 2)).square()
+    squares = {'weight': weight, 'bias': bias_gradients(layer, d).square().sum(1)}
     return {name: squares[name] for name, _ in layer.named_parameters(recurse=False)}
 
 # %% ../nbs/08_tracin.ipynb #81c68048
@@ -301,11 +324,14 @@ def self_influence(
     x:Tensor, # (b, ...)
     y:Tensor, # (b, ...)
     names=None, # of the parameters that count; None: all
+    watch=watch_layers, # the way through the network
 ) -> Tensor: # (b,)
     "Compute the squared length of each image's gradient (Pruthi et al. 2020, section 4.1)."
     names, squares = names or [name for name, _ in model.named_parameters()], []
-    def see(name, *seen): squares.extend(value for p, value in layer_squares(*seen).items() if f'{name}.{p}' in names)
-    try: watch_layers(model, loss, x, y, names, see)
+    def see(name, layer, a, d):
+        parts = [layer_squares(layer, *some) for some in few_images(layer, a, d)]
+        squares.extend(torch.cat([part[p] for part in parts]) for p in parts[0] if f'{name}.{p}' in names)
+    try: watch(model, loss, x, y, names, see)
     except UnknownLayer as unknown:
         gradients, _ = with_a_word(unknown, vmap_gradients, model, loss, x, y, names)
         return sum(g.flatten(1).square().sum(1) for g in gradients.values())
