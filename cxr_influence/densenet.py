@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rows', 'as_images', 'cut', 'Moving', 'steepness', 'densenet_directional_scores', 'norm_relu', 'dense_layer',
-           'transition', 'stem', 'dense_block', 'head', 'forward', 'watch_densenet', 'is_densenet', 'fastest']
+           'transition', 'stem', 'dense_block', 'head', 'forward', 'watch_densenet', 'twin', 'is_densenet', 'fastest']
 
 # %% ../nbs/08a_densenet.ipynb #ac796bc4
 from itertools import accumulate
@@ -274,6 +274,7 @@ def head(
     return model.classifier(features), [normed, classified]
 
 # %% ../nbs/08a_densenet.ipynb #a8362f2c
+@torch.no_grad()
 def forward(
     model:nn.Module,
     x:Tensor, # (b, 3, height, width)
@@ -311,18 +312,24 @@ def watch_densenet(
     return losses
 
 # %% ../nbs/08a_densenet.ipynb #0ffb3adf
+def twin(
+    model:DenseNet,
+) -> DenseNet: # without weights
+    "Let torchvision lay out a DenseNet of the same sizes."
+    blocks = [part for part in model.features if isinstance(part, _DenseBlock)]
+    first = blocks[0]['denselayer1']
+    growth, channels = first.conv2.out_channels, first.conv1.out_channels
+    with torch.device('meta'): return DenseNet(growth, tuple(map(len, blocks)), model.features.conv0.out_channels,
+                                               channels // growth, num_classes=model.classifier.out_features)
+
 def is_densenet(
     model:nn.Module,
 ) -> bool:
     "Whether a network is laid out exactly as torchvision lays out a DenseNet of its sizes."
     if type(model) is not DenseNet or any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()): return False
     if len([*model.parameters()]) != len([*model.named_parameters(remove_duplicate=False)]): return False
-    blocks = [part for part in model.features if isinstance(part, _DenseBlock)]
-    first = next(iter(blocks[0].values()))
-    growth = first.conv2.out_channels
-    with torch.device('meta'): same = DenseNet(growth, tuple(map(len, blocks)), model.features.conv0.out_channels,
-                                               first.conv1.out_channels // growth, num_classes=model.classifier.out_features)
-    return repr(model) == repr(same)
+    try: return repr(model) == repr(twin(model))
+    except (AttributeError, LookupError): return False # a layer is not there, or of another kind
 
 def fastest(
     model:nn.Module,

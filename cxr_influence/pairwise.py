@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from .checkpoints import list_checkpoints
 from .data import fingerprint
+from .densenet import fastest
 from .images import ImageStore
 from .labels import FINDINGS, InputError, check_finding
 from .losses import FocalLoss
@@ -39,16 +40,16 @@ def score_pairs(
     bar=None, # told of each batch
 ) -> np.ndarray: # (k, n) inner products
     "Multiply the gradients of some images with those of others, at one checkpoint."
-    names, device = chosen_parameters(model, layers), next(model.parameters()).device
+    names, device, (_, watch) = chosen_parameters(model, layers), next(model.parameters()).device, fastest(model)
     column = slice(None) if finding is None else [FINDINGS.index(check_finding(finding))]
     with scoring(model):
-        own = [per_sample_gradients(model, lambda z, y: loss(z, y)[:, column], x, y, names)[0]
+        own = [per_sample_gradients(model, lambda z, y: loss(z, y)[:, column], x, y, names, watch)[0]
                for x, y, _ in Rows(store, frame, asked, 8, device)]
         directions = {name: torch.cat([some[name] for some in own]) for name in names}
         del own
         found = []
         for x, y, i in Rows(store, frame, rows, batch_size, device):
-            found.append(gradient_scores(model, loss, x, y, directions).products.double().cpu())
+            found.append(gradient_scores(model, loss, x, y, directions, watch).products.double().cpu())
             if bar: bar.update(len(i))
     return torch.cat(found).T.numpy()
 

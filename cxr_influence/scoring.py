@@ -23,12 +23,13 @@ from tqdm import tqdm
 from .batches import batches
 from .checkpoints import Checkpoint, list_checkpoints
 from .data import fingerprint
+from .densenet import fastest
 from .images import ImageStore
 from .labels import FINDINGS, InputError
 from .models import best_device, weights_checksum
 from .processes import Processes, join_processes
 from .roles import check_roles
-from .tracin import (check_mode, directional_scores, gradient_scores, image_losses, plain_scores, self_influence)
+from .tracin import check_mode, gradient_scores, image_losses, plain_scores, self_influence
 
 # %% ../nbs/08b_scoring.ipynb #05d9ee05
 class Rows:
@@ -158,13 +159,13 @@ def score_rows(
     bar=None, # told of each batch
 ) -> pd.DataFrame: # a row an image
     "Score images along directions. Raises `InputError` where a score is not a number."
-    parts = []
+    parts, (directional, watch) = [], fastest(model)
     for x, y, i in data:
         if len(columns) == 1:
-            scores, losses = directional_scores(model, loss, x, y, {name: v[0] for name, v in directions.items()})
+            scores, losses = directional(model, loss, x, y, {name: v[0] for name, v in directions.items()})
             found = {'influence': scores, 'loss': losses}
         else:
-            scores = gradient_scores(model, loss, x, y, directions)
+            scores = gradient_scores(model, loss, x, y, directions, watch)
             found = {'influence': scores.products[:, :adding].sum(1), **dict(zip(columns, scores.products.T)), 'self_influence': scores.squares}
             for name, share in scores.layers.items():
                 found[f'part_{part_of(name)}'] = found.get(f'part_{part_of(name)}', 0) + share[:, :adding].sum(1)
