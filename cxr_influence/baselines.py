@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['VALUATIONS', 'suspicion', 'check_names', 'once', 'digest', 'training_logits', 'table_of', 'training_targets',
-           'margins', 'aum', 'forgetting', 'el2n', 'from_history', 'gradient_lengths', 'patient_folds', 'recipe_of',
-           'fold_probabilities', 'out_of_sample_probabilities', 'label_quality', 'head_inputs', 'agreement',
-           'knn_shapley', 'from_neighbours', 'from_influence', 'from_last_layer', 'valuations', 'random_numbers',
-           'from_folds', 'gather', 'average_ranks']
+           'margins', 'forgetting', 'el2n', 'from_history', 'gradient_lengths', 'patient_folds', 'recipe_of',
+           'fold_logits', 'out_of_sample_probabilities', 'label_quality', 'head_inputs', 'agreement', 'knn_shapley',
+           'from_neighbours', 'from_influence', 'from_last_layer', 'valuations', 'random_numbers', 'from_folds',
+           'gather', 'average_ranks', 'scale_logits', 'aum']
 
 # %% ../nbs/09_baselines.ipynb #bl-imports
 import hashlib, json, math, shutil, time, warnings
@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from cleanlab.multilabel_classification import get_label_quality_scores
+from cleanlab.multilabel_classification.rank import get_label_quality_scores_per_class
 from scipy.special import expit
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .calibration import fit_platt, held_out_scaling
 from .checkpoints import Checkpoint, best_checkpoint, list_checkpoints
 from .data import fingerprint
 from .images import ImageStore
@@ -40,7 +41,7 @@ VALUATIONS = pd.DataFrame([
     ('grand', 'length of the whole gradient in the early epochs', 'Paul et al. 2021', 'high'),
     ('aum', 'mean margin over the epochs, of the worst finding', 'Pleiss et al. 2020', 'low'),
     ('forgetting', 'how often a finding was right and then wrong', 'Toneva et al. 2019', 'high'),
-    ('confident', 'cleanlab\'s label quality, by models that saw other patients', 'Northcutt et al. 2021', 'low'),
+    ('confident', 'cleanlab\'s quality of the worst label, by models that saw other patients', 'Northcutt et al. 2021', 'low'),
     ('knn_shapley', 'Shapley value for a nearest-neighbour classifier', 'Jia et al. 2019', 'low'),
     ('influence', 'TracInCP on the validation loss', 'Pruthi et al. 2020', 'low'),
     ('worst_influence', 'the smallest of the fourteen influences', 'Pruthi et al. 2020', 'low'),
@@ -112,17 +113,9 @@ def margins(
     "Say how far each logit lies on its label's side of zero."
     return (2 * targets - 1) * logits
 
-def aum(
-    logits:np.ndarray, # (checkpoints, n, 14)
-    targets:np.ndarray, # (n, 14)
-) -> np.ndarray: # (n,)
-    "Average the margins over the epochs, and take each image's worst finding (after Pleiss et al. 2020, section 3)."
-    means = margins(logits, targets).mean(0)
-    return np.where(np.isnan(means), np.inf, means).min(1)
-
 # %% ../nbs/09_baselines.ipynb #bl-forgetting
 def forgetting(
-    logits:np.ndarray, # (checkpoints, n, 14)
+    logits:np.ndarray, # (checkpoints, n, 14), scaled
     targets:np.ndarray, # (n, 14)
 ) -> np.ndarray: # (n,) integers
     "Count how often a finding turned from right to wrong (after Toneva et al. 2019, section 3); never right counts as every time."
@@ -132,7 +125,7 @@ def forgetting(
 
 # %% ../nbs/09_baselines.ipynb #bl-el2n
 def el2n(
-    logits:np.ndarray, # (checkpoints, n, 14), of the early ones
+    logits:np.ndarray, # (checkpoints, n, 14), of the early ones, scaled
     targets:np.ndarray, # (n, 14)
 ) -> np.ndarray: # (n,)
     "Average the length of p - y over checkpoints (Paul et al. 2021, section 2)."
@@ -150,9 +143,10 @@ def from_history(
     "Value images by what the run said of them after each epoch."
     logits, targets = training_logits(checkpoints, store, frame, out / 'logits', device), training_targets(frame)
     loss = list_checkpoints(checkpoints)[-1].loss()(torch.tensor(logits[-1]), torch.tensor(targets)).double().numpy()
+    scaled = scale_logits(logits, targets)
     return pd.DataFrame({
-        'loss': loss.sum(1), 'worst_loss': loss.max(1), 'el2n': el2n(logits[:early], targets),
-        'aum': aum(logits, targets), 'forgetting': forgetting(logits, targets)}, frame.index[frame.role == 'train'])
+        'loss': loss.sum(1), 'worst_loss': loss.max(1), 'el2n': el2n(scaled[:early], targets),
+        'aum': aum(scaled, targets), 'forgetting': forgetting(scaled, targets)}, frame.index[frame.role == 'train'])
 
 # %% ../nbs/09_baselines.ipynb #bl-grand
 def gradient_lengths(
@@ -197,7 +191,7 @@ def recipe_of(
     except KeyError as error: raise InputError(f'{checkpoint.folder} does not say {error}, and cannot be trained again: '
                                                'leave confident out of the names.') from None
 
-def fold_probabilities(
+def fold_logits(
     baseline:Checkpoint, # of the run whose recipe is followed
     store:ImageStore,
     frame:pd.DataFrame,
@@ -212,7 +206,7 @@ def fold_probabilities(
     def make():
         fit(part, store, folder, **recipe, device=device)
         model, rows = best_checkpoint(folder).model(averaged=True).to(processes.device), np.flatnonzero(held_out)
-        return table_of(predict(model, store, frame, rows).sigmoid(), frame, rows)
+        return table_of(predict(model, store, frame, rows), frame, rows)
     found = once(path, made_of, make)
     processes.wait()
     if processes.main: shutil.rmtree(folder, ignore_errors=True)
@@ -228,20 +222,22 @@ def out_of_sample_probabilities(
     seed:int=0, # of the folds
     device=None,
 ) -> pd.DataFrame: # (training images, 14)
-    "Predict each training image by a model that saw none of its patient's. Raises `InputError`."
+    "Predict each training image by a model that saw none of its patient's, scaled by a fit to other patients. Raises `InputError`."
     baseline, numbers = list_checkpoints(checkpoints)[0], patient_folds(frame, folds, seed)
-    parts = [fold_probabilities(baseline, store, frame, numbers == number, Path(out) / f'fold_{number + 1}_of_{folds}.parquet', device)
+    parts = [fold_logits(baseline, store, frame, numbers == number, Path(out) / f'fold_{number + 1}_of_{folds}.parquet', device)
              for number in tqdm(range(folds), 'folds', leave=False, disable=None)]
-    return pd.concat(parts).loc[frame.index[frame.role == 'train']]
+    logits = pd.concat(parts).loc[frame.index[frame.role == 'train']]
+    return logits.assign(**dict(zip(FINDINGS, held_out_scaling(training_targets(frame), logits, frame.patient[logits.index].to_numpy()).T)))
 
 # %% ../nbs/09_baselines.ipynb #bl-confident
 def label_quality(
     probabilities:np.ndarray, # (n, 14), of models that did not train on the image
     targets:np.ndarray, # (n, 14)
-) -> np.ndarray: # (n,) 0 to 1, low where a label is doubtful
-    "Score labels by cleanlab (Northcutt et al. 2021; Thyagarajan et al. 2022); an unknown label is in no doubt."
+) -> np.ndarray: # (n, 14) 0 to 1, low where a label is doubtful
+    "Score each label by cleanlab (Northcutt et al. 2021); an unknown label is in no doubt."
     labels = [np.flatnonzero(row == 1).tolist() for row in targets]
-    return get_label_quality_scores(labels, np.where(np.isnan(targets), 0, probabilities).astype('float64'))
+    known = np.where(np.isnan(targets), 0, probabilities).astype('float64')
+    return get_label_quality_scores_per_class(labels, known)
 
 # %% ../nbs/09_baselines.ipynb #bl-features
 def head_inputs(
@@ -366,7 +362,7 @@ def random_numbers(frame:pd.DataFrame, seed:int) -> pd.DataFrame: # `random`
 
 def from_folds(checkpoints:str|Path, store:ImageStore, frame:pd.DataFrame, out:Path, folds:int, seed:int, device=None) -> pd.DataFrame: # `confident`
     probabilities = out_of_sample_probabilities(checkpoints, store, frame, out / 'folds', folds, seed, device)
-    return pd.DataFrame({'confident': label_quality(probabilities.to_numpy(), training_targets(frame))}, probabilities.index)
+    return pd.DataFrame({'confident': label_quality(probabilities.to_numpy(), training_targets(frame)).min(1)}, probabilities.index)
 
 def gather(
     names:list, # of the columns wanted, in order
@@ -392,3 +388,21 @@ def average_ranks(
         if not (table.index.equals(tables[0].index) and table.columns.equals(tables[0].columns)):
             raise InputError('The tables have other rows or columns: give those of the same data and the same names.')
     return sum(table.rank() for table in tables) / len(tables)
+
+# %% ../nbs/09_baselines.ipynb #bl-scale
+def scale_logits(
+    logits:np.ndarray, # (checkpoints, n, 14) of the training images
+    targets:np.ndarray, # (n, 14)
+) -> np.ndarray: # same shape
+    "Scale each checkpoint's logits to what cross-entropy would mean by them: 0 is as likely as not."
+    fits = [fit_platt(targets, z) for z in logits]
+    return np.stack([z * fit.slope + fit.intercept for z, fit in zip(logits, fits)])
+
+# %% ../nbs/09_baselines.ipynb #bl-aum
+def aum(
+    logits:np.ndarray, # (checkpoints, n, 14), scaled
+    targets:np.ndarray, # (n, 14)
+) -> np.ndarray: # (n,)
+    "Average the margins over the epochs, and take each image's worst finding (after Pleiss et al. 2020, section 3)."
+    means = margins(logits, targets).mean(0)
+    return np.where(np.isnan(means), np.inf, means).min(1)
