@@ -9,7 +9,7 @@ from conftest import sentence
 from cxr_influence import baselines
 from cxr_influence.baselines import (VALUATIONS, agreement, aum, average_ranks, el2n, forgetting, gradient_lengths, head_inputs,
                                      knn_shapley, label_quality, margins, out_of_sample_probabilities, patient_folds, scale_logits,
-                                     suspicion, training_logits, training_targets, valuations)
+                                     suspicion, training_logits, targets_of, valuations)
 from cxr_influence.batches import batches
 from cxr_influence.checkpoints import list_checkpoints
 from cxr_influence.labels import FINDINGS
@@ -203,7 +203,7 @@ def test_one_table_of_all_training_images(data, checkpoints, all_of_them):
     table, out = all_of_them
     assert list(table) == list(VALUATIONS.index) and table.index.equals(frame.index[frame.role == 'train']) and table.index.name == 'image'
     assert np.isfinite(table).all().all() and (table.drop(columns='forgetting').nunique() == len(table)).all()
-    scores, targets = pd.read_parquet(out/'influence.parquet'), torch.tensor(training_targets(frame))
+    scores, targets = pd.read_parquet(out/'influence.parquet'), torch.tensor(targets_of(frame))
     for name in ['influence', 'cosine', 'optimiser_aware', 'self_influence']: pd.testing.assert_series_equal(table[name], scores[name])
     assert (table.worst_influence == scores[[f'influence_{f}' for f in FINDINGS]].min(axis=1)).all()
     np.testing.assert_allclose(table.loss, scores.loss, rtol=1e-3)
