@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from cleanlab.multilabel_classification.rank import get_label_quality_scores_per_class
 from scipy.special import expit
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor, nn
@@ -31,6 +30,11 @@ from .models import best_device, head_name, weights_checksum
 from .processes import join_processes
 from .scoring import check_run, influence, keep, objectives, read_kept, score_checkpoint, write_scores
 from .training import fit, predict
+
+# %% ../nbs/09_baselines.ipynb #bl-cleanlab
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore') # its progress bars ask for ipywidgets
+    from cleanlab.multilabel_classification.rank import get_label_quality_scores_per_class
 
 # %% ../nbs/09_baselines.ipynb #bl-names
 VALUATIONS = pd.DataFrame([
@@ -341,7 +345,8 @@ def from_neighbours(
 ) -> pd.DataFrame: # `knn_shapley`
     "Value images by their neighbours among the last checkpoint's features."
     model = list_checkpoints(checkpoints)[-1].model()
-    def seen(role): return (head_inputs(model, store, frame, np.flatnonzero(frame.role == role)), torch.tensor(targets_of(frame, role)))
+    def seen(role):
+        return head_inputs(model, store, frame, np.flatnonzero(frame.role == role)), torch.tensor(targets_of(frame, role))
     def make():
         model.to(device or best_device())
         values = knn_shapley(*seen('train'), *seen('validation'), neighbours)
@@ -406,6 +411,7 @@ def valuations(
 ) -> pd.DataFrame: # index `image`, all training images in the frame's order; a column a valuation
     "Value every training image in every way. Raises `InputError`."
     run, names = list_checkpoints(checkpoints), check_names(VALUATIONS.index if names is None else names)
+    if not names: raise InputError(f'No valuation is named: choose of {", ".join(VALUATIONS.index)}.')
     check_run(run, store, frame)
     early = math.ceil(len(run) / 5) if early is None else early
     if not 1 <= early <= len(run): raise InputError(f'early is {early}: give 1 to {len(run)}, the number of checkpoints.')

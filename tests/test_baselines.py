@@ -236,6 +236,7 @@ def test_refusals_are_one_sentence(data, checkpoints, tmp_path):
     assert 'early is 3: give 1 to 2' in said(early=3) and 'early is 0' in said(early=0)
     assert 'neighbours is 0' in said(neighbours=0)
     assert 'folds is 1' in said(names=['confident'], folds=1)
+    assert 'No valuation is named' in said(names=[])
     assert 'No checkpoints' in sentence(valuations, tmp_path/'none', store, frame, tmp_path)
     other = frame.assign(Hernia=1 - frame.Hernia)
     assert 'trained on other images' in sentence(valuations, checkpoints, store, other, tmp_path)
