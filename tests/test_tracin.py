@@ -80,6 +80,13 @@ def test_the_mean_of_pairwise_scores_is_influence_and_their_diagonal_self_influe
     close(pairs.mean(1), directional_scores(model, loss, x, y, whole(model, loss, x_val, y_val))[0])
     close((flat(x, y) @ flat(x, y).T).diagonal(), gradient_scores(model, loss, x, y, by_finding(model, loss, x_val, y_val))[1])
 
+class Summed(nn.Module):
+    "A loss with the reduction that captum's fast way asks for."
+    reduction = 'sum'
+    def __init__(self, loss): super().__init__(); self.loss = loss
+    def forward(self, z, y): return self.loss(z, y).sum()
+
+@pytest.mark.filterwarnings('ignore:Since `loss_fn` has no')
 def test_captum_agrees(case, tmp_path):
     captum = pytest.importorskip('captum.influence')
     model, loss, images = case
@@ -92,15 +99,25 @@ def test_captum_agrees(case, tmp_path):
     def load(model, path):
         model.load_state_dict(torch.load(path, weights_only=True))
         return rates[paths.index(path)]
-    theirs = captum.TracInCP(model, torch.utils.data.TensorDataset(x, y), paths, checkpoints_load_func=load, batch_size=1,
-                             loss_fn=lambda z, y: loss(z, y).sum(1))
-    total, own, pairs = 0, 0, 0
-    for path in paths:
-        rate = load(model, path)
-        scores, squares, *_ = gradient_scores(model, loss, x, y, by_finding(model, loss, x_val, y_val))
-        total, own = total + rate * scores.sum(1), own + rate * squares
-    close(total, theirs.influence((x_val, y_val), aggregate=True)[0].detach() / len(x_val))
+    last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+    given = model, torch.utils.data.TensorDataset(x, y), paths
+    settings = dict(checkpoints_load_func=load, batch_size=1, loss_fn=lambda z, y: loss(z, y).sum(1))
+    theirs, of_last = captum.TracInCP(*given, **settings), captum.TracInCP(*given, layers=[last], **settings)
+    by_weight = captum.TracInCPFast(model, model.get_submodule(last), *given[1:], load, Summed(loss), batch_size=1)
+    def ours(names): # pairs, and self-influence, over the checkpoints
+        pairs, own = 0, 0
+        for path in paths:
+            rate = load(model, path)
+            directions, _ = per_sample_gradients(model, loss, x_val, y_val, names)
+            scores = gradient_scores(model, loss, x, y, directions)
+            pairs, own = pairs + rate * scores.products, own + rate * scores.squares
+        return pairs, own
+    pairs, own = ours(None)
+    close(pairs, theirs.influence((x_val, y_val)).detach().T)
+    close(pairs.sum(1), theirs.influence((x_val, y_val), aggregate=True)[0].detach())
     close(own, theirs.self_influence(outer_loop_by_checkpoints=True).detach())
+    close(ours([f'{last}.weight', f'{last}.bias'])[0], of_last.influence((x_val, y_val)).detach().T)
+    close(ours([f'{last}.weight'])[0], by_weight.influence((x_val, y_val)).detach().T)
 
 # Layers of every kind, one at a time, in a network of their own.
 
