@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MODES', 'RULES', 'FRACTIONS', 'LABELS', 'BUDGETS', 'RECIPE', 'RESAMPLED', 'KEYS', 'RIVALS', 'GROUP', 'CURVE',
            'order_units', 'nearest_count', 'choose_stratified', 'check_choice', 'kept_images', 'count_findings',
-           'read_scores', 'subset_grid', 'count_steps', 'budget_epochs', 'keep_best', 'retrain', 'summarise',
+           'read_scores', 'subset_grid', 'count_steps', 'budget_epochs', 'keep_best', 'summarise', 'retrain',
            'retraining_name', 'retrain_into', 'quiet_bars', 'as_they_end', 'retrain_all', 'describe_job', 'run_subsets',
-           'weighted_f1', 'weighted_ece', 'subset_draws', 'resample_findings', 'minus', 'compare', 'curve_draws',
+           'weighted_f1', 'weighted_ece', 'resample_findings', 'subset_draws', 'minus', 'compare', 'curve_draws',
            'leaving_share', 'redundancy', 'compressibility', 'list_subsets', 'verdict']
 
 # %% ../nbs/10_subsets.ipynb #sub003
@@ -71,12 +71,17 @@ def choose_stratified(
 MODES = ('remove', 'select')
 RULES = ('top', 'bottom', 'random', 'stratified', 'stratified_top', 'stratified_bottom')
 
-def check_choice(mode:str, rule:str, fraction:float, needs_frame:bool) -> None:
+def check_choice(
+    mode:str,
+    rule:str,
+    fraction:float,
+    lacks_frame:bool, # though it is needed
+) -> None:
     "Raise `InputError` that names the parameter that makes no sense."
     for name, value, values in [('mode', mode, MODES), ('rule', rule, RULES)]:
         if value not in values: raise InputError(f'Unknown {name} {value!r}: use {" or ".join(values)}.')
     if not 0 < fraction < 1: raise InputError(f'fraction is {fraction}: give a share between 0 and 1.')
-    if needs_frame: raise InputError(f'frame is missing: {rule} and whole_patients need findings and patients.')
+    if lacks_frame: raise InputError(f'frame is missing: {rule} and whole_patients need findings and patients.')
 
 # %% ../nbs/10_subsets.ipynb #sub016
 def kept_images(
@@ -135,6 +140,8 @@ def subset_grid(
     if absent := (~train.isin(scores.index)).sum():
         raise InputError(f'{absent} training images have no score: score this data first.')
     chance, scores = pd.Series(0., train), scores.loc[train]
+    for name in scores.columns[scores.isna().any()]:
+        raise InputError(f'{name} has no value for {train[scores[name].isna()][0]}: score this data first.')
     grid = [('all', 'all', 'all', 0., seed, train) for seed in seeds]
     for mode, rule in product(fractions, rules):
         for name, values in {'chance': chance}.items() if rule in ('random', 'stratified') else scores.items():
@@ -165,6 +172,14 @@ def keep_best(folder:str|Path) -> None: # of a run
     for checkpoint in found[:-1]:
         if checkpoint.folder != best: shutil.rmtree(checkpoint.folder)
 
+def summarise(evaluation:Evaluation) -> dict:
+    "Take the macro row, each finding's AUROC and its threshold, as one flat row."
+    macro, table = evaluation.table.loc['macro'], evaluation.table
+    return {**macro[['auroc', 'auroc_low', 'auroc_high', 'auprc', 'f1', 'ece']].to_dict(),
+            **{f'auroc_{finding}': table.auroc[finding] for finding in FINDINGS},
+            **dict(zip([f'threshold_{finding}' for finding in FINDINGS], evaluation.thresholds.tolist()))}
+
+# %% ../nbs/10_subsets.ipynb #sub037
 def retrain(
     kept:pd.Index, # names of the training images that stay
     baseline:Checkpoint, # of the run whose recipe is followed
@@ -185,18 +200,11 @@ def retrain(
         else: fit(part, store, folder, **settings, seed=seed, device=device, after_epoch=lambda _: keep_best(folder))
         best = best_checkpoint(folder)
         evaluation = evaluate_checkpoint(best, store, part, device)
-    images, epochs = len(kept), settings['epochs']
-    row = dict(images=images, epochs=epochs, steps=epochs * count_steps(images, settings), best_epoch=best.facts['epoch'])
+    row = dict(images=len(kept), epochs=settings['epochs'], steps=settings['epochs'] * count_steps(len(kept), settings),
+               best_epoch=best.facts['epoch'])
     return row | summarise(evaluation) | {'seconds': round(time.perf_counter() - start, 1)}, evaluation.probabilities
 
-def summarise(evaluation:Evaluation) -> dict:
-    "Take the macro row, each finding's AUROC and its threshold, as one flat row."
-    macro, table = evaluation.table.loc['macro'], evaluation.table
-    return {**macro[['auroc', 'auroc_low', 'auroc_high', 'auprc', 'f1', 'ece']].to_dict(),
-            **{f'auroc_{finding}': table.auroc[finding] for finding in FINDINGS},
-            **dict(zip([f'threshold_{finding}' for finding in FINDINGS], evaluation.thresholds.tolist()))}
-
-# %% ../nbs/10_subsets.ipynb #sub041
+# %% ../nbs/10_subsets.ipynb #sub042
 RECIPE = ('backbone', 'weights', 'loss', 'epochs', 'batch_size', 'peak_learning_rate', 'weight_decay', 'warmup', 'clip', 'ema',
           'mixed_precision', 'seed', 'image_size', 'data')
 
@@ -211,7 +219,7 @@ def retraining_name(
     inputs = {'kept': sorted(kept), 'recipe': recipe, 'seed': int(seed), 'row': 2} # the second form of a row
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
 
-# %% ../nbs/10_subsets.ipynb #sub044
+# %% ../nbs/10_subsets.ipynb #sub045
 def retrain_into(
     path:Path, # without suffix: `….json` and `….parquet` are written, or `….error`
     threads:int|None, # cores to use; as many as there are, where not given
@@ -232,7 +240,7 @@ def retrain_into(
     path.with_suffix('.error').unlink(missing_ok=True)
     return path, None
 
-# %% ../nbs/10_subsets.ipynb #sub046
+# %% ../nbs/10_subsets.ipynb #sub047
 @contextmanager
 def quiet_bars():
     "Let processes started meanwhile draw no progress bars."
@@ -254,7 +262,7 @@ def as_they_end(
         yield from Parallel(workers, return_as='generator_unordered')(
             delayed(retrain_into)(path, threads, *rest) for path, *rest in calls)
 
-# %% ../nbs/10_subsets.ipynb #sub048
+# %% ../nbs/10_subsets.ipynb #sub049
 def retrain_all(
     jobs:pd.DataFrame, # index: path without suffix; columns `LABELS`, `kept`, `epochs`
     baseline:Checkpoint,
@@ -283,7 +291,7 @@ def retrain_all(
 def describe_job(job:pd.Series) -> str: # such as `influence, remove top 0.4, seed 0`
     return f'{job.valuation}, {job["mode"]} {job.rule} {job.fraction:g}, seed {job.seed}'
 
-# %% ../nbs/10_subsets.ipynb #sub050
+# %% ../nbs/10_subsets.ipynb #sub051
 def run_subsets(
     grid:pd.DataFrame, # as from `subset_grid`
     checkpoints:str|Path, # of the baseline run, whose recipe is followed
@@ -305,13 +313,25 @@ def run_subsets(
     results = pd.DataFrame([json.loads((out / f'{name}.json').read_text()) | {'retrained': str(out / name)} for name in names])
     return grid[LABELS].reset_index(drop=True).assign(budget=budget).join(results)
 
-# %% ../nbs/10_subsets.ipynb #sub055
-def weighted_f1(target, probability, weights, threshold) -> np.ndarray: # (resamples,)
+# %% ../nbs/10_subsets.ipynb #sub056
+def weighted_f1(
+    target:np.ndarray, # (n,) of 0 and 1
+    probability:np.ndarray, # (n,)
+    weights:np.ndarray, # (resamples, n) of whole numbers
+    threshold:float,
+) -> np.ndarray: # (resamples,)
+    "F1 under many sets of weights at once."
     positive = probability >= threshold
     with np.errstate(invalid='ignore'):
         return 2 * (weights @ (target * positive)) / (weights @ target + weights @ positive.astype(float))
 
-def weighted_ece(target, probability, weights, bins:int=15) -> np.ndarray: # (resamples,)
+def weighted_ece(
+    target:np.ndarray, # (n,) of 0 and 1
+    probability:np.ndarray, # (n,)
+    weights:np.ndarray, # (resamples, n) of whole numbers
+    bins:int=15, # of equal width
+) -> np.ndarray: # (resamples,)
+    "Expected calibration error under many sets of weights at once."
     part = np.searchsorted(np.linspace(0, 1, bins + 1), probability, 'right') - 1
     gaps = [np.abs(weights[:, part == one] @ (target - probability)[part == one]) for one in np.unique(part)]
     return sum(gaps) / weights.sum(1)
@@ -319,7 +339,24 @@ def weighted_ece(target, probability, weights, bins:int=15) -> np.ndarray: # (re
 RESAMPLED = {'auroc': lambda y, p, weights, threshold: weighted_auroc(y, p, weights), 'f1': weighted_f1,
              'ece': lambda y, p, weights, threshold: weighted_ece(y, p, weights)}
 
-# %% ../nbs/10_subsets.ipynb #sub058
+# %% ../nbs/10_subsets.ipynb #sub059
+def resample_findings(
+    metric:str,
+    tested:pd.DataFrame, # test rows of a frame
+    probabilities:pd.DataFrame, # of the same images
+    weights:np.ndarray, # (resamples, n)
+    thresholds, # (14,)
+) -> np.ndarray: # (15, resamples), macro last; NaN for a finding without positives or negatives
+    "Resample a metric of every finding, and their mean."
+    values = np.full((len(FINDINGS), len(weights)), np.nan)
+    for i, finding in enumerate(FINDINGS):
+        target = tested[finding].to_numpy(float)
+        known = ~np.isnan(target)
+        if len(np.unique(target[known])) == 2:
+            values[i] = RESAMPLED[metric](target[known], probabilities[finding].to_numpy()[known], weights[:, known], thresholds[i])
+    return np.vstack([values, np.nanmean(values, axis=0)])
+
+# %% ../nbs/10_subsets.ipynb #sub061
 KEYS = [*LABELS, 'budget']
 
 def subset_draws(
@@ -339,23 +376,7 @@ def subset_draws(
     columns = pd.MultiIndex.from_product([[*FINDINGS, 'macro'], range(resamples + 1)], names=['finding', 'resample'])
     return pd.DataFrame(np.stack(values).reshape(len(rows), -1), pd.MultiIndex.from_frame(rows[KEYS]), columns)
 
-def resample_findings(
-    metric:str,
-    tested:pd.DataFrame, # test rows of a frame
-    probabilities:pd.DataFrame, # of the same images
-    weights:np.ndarray, # (resamples, n)
-    thresholds, # (14,)
-) -> np.ndarray: # (15, resamples), macro last; NaN for a finding without positives or negatives
-    "Resample a metric of every finding, and their mean."
-    values = np.full((len(FINDINGS), len(weights)), np.nan)
-    for i, finding in enumerate(FINDINGS):
-        target = tested[finding].to_numpy(float)
-        known = ~np.isnan(target)
-        if len(np.unique(target[known])) == 2:
-            values[i] = RESAMPLED[metric](target[known], probabilities[finding].to_numpy()[known], weights[:, known], thresholds[i])
-    return np.vstack([values, np.nanmean(values, axis=0)])
-
-# %% ../nbs/10_subsets.ipynb #sub061
+# %% ../nbs/10_subsets.ipynb #sub064
 RIVALS = {'random': dict(valuation='chance', rule='random'), 'stratified': dict(valuation='chance', rule='stratified'),
           'all': dict(valuation='all', mode='all', rule='all', fraction=0.)}
 GROUP = ['valuation', 'mode', 'rule', 'fraction', 'budget']
@@ -366,9 +387,12 @@ def minus(
 ) -> pd.DataFrame: # of the same shape; NaN where there is no partner, or it is its own
     "Subtract from every retraining its partner, seed by seed and draw by draw. Raises `InputError`."
     if against not in RIVALS: raise InputError(f'Unknown rival {against!r}: use {", ".join(RIVALS)}.')
+    if RIVALS[against]['rule'] not in draws.index.get_level_values('rule'):
+        raise InputError(f'No subset here is by the rule {RIVALS[against]["rule"]}: add it to the rules of the grid.')
     partner = pd.MultiIndex.from_frame(draws.index.to_frame(index=False).assign(**RIVALS[against]))
     return (draws - draws.reindex(partner).to_numpy())[draws.index != partner].reindex(draws.index)
 
+# %% ../nbs/10_subsets.ipynb #sub067
 def compare(
     draws:pd.DataFrame, # as from `subset_draws`
     against:str='random', # or `stratified`, `all`
@@ -385,7 +409,7 @@ def compare(
         table.append(row)
     return pd.DataFrame(table).reindex(columns=[*GROUP, 'finding', 'seeds', 'value', 'difference', 'low', 'high', 'spread'])
 
-# %% ../nbs/10_subsets.ipynb #sub067
+# %% ../nbs/10_subsets.ipynb #sub073
 CURVE = ['valuation', 'mode', 'rule', 'budget']
 
 def curve_draws(
@@ -411,7 +435,7 @@ def leaving_share(
     with np.errstate(invalid='ignore', divide='ignore'):
         return np.where(after > 0, x0 + (margin - y0) / (y1 - y0) * (x1 - x0), x[-1])
 
-# %% ../nbs/10_subsets.ipynb #sub068
+# %% ../nbs/10_subsets.ipynb #sub074
 def redundancy(
     draws:pd.DataFrame, # of AUROC, as from `subset_draws`, with all images among its rows
     margin:float=.005, # AUROC
@@ -428,7 +452,7 @@ def redundancy(
                                 leaves_low=leaves[0], leaves_high=leaves[1], largest_tried=gone[-1]))
     return pd.DataFrame(rows)
 
-# %% ../nbs/10_subsets.ipynb #sub072
+# %% ../nbs/10_subsets.ipynb #sub078
 def compressibility(
     draws:pd.DataFrame, # of AUROC, as from `subset_draws`, with all images among its rows
     shares=(.5, .3, .1), # of the images kept
@@ -449,7 +473,7 @@ def compressibility(
             rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../nbs/10_subsets.ipynb #sub075
+# %% ../nbs/10_subsets.ipynb #sub081
 def list_subsets(table:pd.DataFrame) -> str: # rows of `compare`, as words
     return '; '.join(f'{row.mode} {row.fraction:.0%} by {row.valuation}, {row.rule} ({row.difference:+.3f} [{row.low:+.3f}, '
                      f'{row.high:+.3f}])' for row in table.itertuples()) or 'none'

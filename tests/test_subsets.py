@@ -115,6 +115,8 @@ def test_scores_that_are_missing_or_others(made, tmp_path):
     pd.DataFrame({'image': made.index, 'loss': 1.}).to_csv(tmp_path/'scores.csv')
     with refused('lacks the columns image and loss and aum'): read_scores(tmp_path/'scores.csv', ['loss', 'aum'])
     assert len(read_scores(tmp_path/'scores.csv', ['loss'])) == 600
+    with refused('loss has no value for', made.index[7]):
+        subset_grid(pd.DataFrame({'aum': 1., 'loss': pd.Series(1., made.index).mask(made.index == made.index[7])}), made)
     with refused('3 training images have no score'): subset_grid(pd.Series(1., made.index[:-3]), made)
 
 def test_choices_that_make_no_sense(made):
@@ -322,6 +324,7 @@ def test_differences_are_paired_by_patient_and_seed(rng):
 def test_without_a_partner_there_is_no_difference(rng):
     draws = made_draws(rng, {ALL: .8, ('influence', 'remove', 'top', .3): .7, ('chance', 'select', 'random', .3): .75})
     assert compare(draws).low.isna().all()
+    with refused('by the rule stratified', 'add it'): compare(draws, 'stratified')
 
 def test_intervals_know_seeds_and_patients(rng):
     seeds, patients = rng.normal(0, .02, (4, 1)), rng.normal(0, .02, 2000)
@@ -375,3 +378,10 @@ def test_a_verdict_says_no_more_than_the_intervals(rng):
     noisy = made_draws(rng, {ALL: .8, ('influence', 'remove', 'top', .3): .8, ('chance', 'remove', 'random', .3): .8}, noise=.05)
     assert 'cannot show any' in verdict(compare(noisy), redundancy(noisy))
     assert 'With one seed' in verdict(compare(one := made_draws(rng, {ALL: .8, ('a', 'remove', 'top', .3): .7, ('chance', 'remove', 'random', .3): .7}, 1)), redundancy(one))
+
+def test_a_cluster_of_dask_gives_the_same(sweep, small_grid, data, checkpoints, tmp_path):
+    distributed = pytest.importorskip('distributed')
+    part, rows = small_grid[small_grid.rule == 'random'][:1].reset_index(drop=True), sweep[0]
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster, distributed.Client(cluster) as client:
+        again = run_subsets(part, checkpoints, data[1], data[0], 'epochs', tmp_path, client.get_executor())
+    np.testing.assert_allclose(again.auroc, part[LABELS].merge(rows, on=LABELS).auroc, atol=1e-6)
