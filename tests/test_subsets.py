@@ -385,3 +385,16 @@ def test_a_cluster_of_dask_gives_the_same(sweep, small_grid, data, checkpoints, 
     with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster, distributed.Client(cluster) as client:
         again = run_subsets(part, checkpoints, data[1], data[0], 'epochs', tmp_path, client.get_executor())
     np.testing.assert_allclose(again.auroc, part[LABELS].merge(rows, on=LABELS).auroc, atol=1e-6)
+
+def test_figures_take_what_the_tables_are(sweep, data):
+    from cxr_influence.figures import plot_differences, plot_finding_differences, plot_subsets
+    rows, (frame, _) = sweep[0], data
+    rows = rows[rows['mode'] != 'select']
+    draws = subset_draws(rows, frame, resamples=20)
+    positives = frame.loc[frame.role == 'train', list(FINDINGS)].sum()
+    curves, macro, findings = plot_subsets(rows), plot_differences(compare(draws)), plot_finding_differences(compare(draws, findings=FINDINGS), positives)
+    assert [text.get_text() for text in curves.legends[0].texts] == ['all images', 'top', 'bottom', 'random']
+    assert [text.get_text() for text in macro.legends[0].texts] == ['top', 'bottom']
+    scored = compare(draws, findings=FINDINGS).dropna(subset='low').finding.unique()
+    assert [label.get_text().rsplit(' (')[0].replace(' ', '_') for label in findings.axes[0].get_yticklabels()] == [
+        finding for finding in positives.sort_values().index if finding in scored]
