@@ -88,9 +88,11 @@ def paired_difference(
 def seed_means(
     draws:np.ndarray, # (seeds, resamples) of a score or a difference
 ) -> np.ndarray: # (resamples,)
-    "Average each resample over seeds drawn with replacement: its interval knows both sources."
-    drawn = np.random.default_rng(0).integers(len(draws), size=draws.shape)
-    return np.take_along_axis(np.asarray(draws), drawn, axis=0).mean(0)
+    "Average each resample over seeds and draw the error of that mean over seeds (Student 1908): its interval knows both sources."
+    means, count = np.mean(draws, axis=0), len(draws)
+    if count == 1: return means
+    error = np.nanmean(draws, axis=1).std(ddof=1) / np.sqrt(count)
+    return means + error * np.random.default_rng(0).standard_t(count - 1, len(means))
 
 # %% ../nbs/06b_intervals.ipynb #9340b866
 AGE_BANDS = {'under 40': (0, 40), '40 to 64': (40, 65), '65 and over': (65, np.inf)}

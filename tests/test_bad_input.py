@@ -11,7 +11,6 @@ from cxr_influence.images import decode, open_store
 from cxr_influence.labels import FINDINGS, InputError, encode
 from cxr_influence.models import make_model
 from cxr_influence.roles import check_roles
-from cxr_influence.subsets import kept_images, read_scores, run_subsets
 from cxr_influence.scoring import influence
 from cxr_influence.checkpoints import Checkpoint, list_checkpoints
 from cxr_influence.training import fit
@@ -82,15 +81,3 @@ def test_checkpoints_that_are_missing_or_of_another_model(data, checkpoints, tmp
     (copy/'epoch_002/model.safetensors').write_bytes(b'nothing')
     with refused('model.safetensors', 'safe to read'): Checkpoint(copy/'epoch_002').model()
     assert not list((tmp_path/'scores').glob('*.csv')) + list((tmp_path/'scores').glob('*.part'))
-
-def test_scores_that_are_missing_or_others(data, checkpoints, tmp_path):
-    frame, store = data
-    train = frame.index[frame.role == 'train']
-    with refused('scores.csv', 'cxr_influence --output'): read_scores(tmp_path/'scores.csv')
-    pd.DataFrame({'image': train, 'influence': np.nan}).to_csv(tmp_path/'scores.csv')
-    with refused('scores.csv', train[0]): read_scores(tmp_path/'scores.csv')
-    short = pd.Series(1., train[:-3])
-    with refused('3 training images have no score'):
-        run_subsets(checkpoints, short, store, frame, 'remove', [.5], retrained=tmp_path)
-    for words, arguments in [("mode 'drop'", ('drop', 'top', .5)), ("rule 'best'", ('remove', 'best', .5)), ('fraction is 1', ('remove', 'top', 1))]:
-        with refused(words): kept_images(pd.Series(1., train), *arguments)

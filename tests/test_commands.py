@@ -40,7 +40,7 @@ def test_the_commands_do_what_they_say(study):
     baseline = pd.read_csv(results/'baseline.csv', index_col='finding')
     assert len(baseline) == 17 and (baseline.auroc.dropna() <= 1).all()
     remove, select = (pd.read_csv(results/f'subsets_{mode}.csv') for mode in ['remove', 'select'])
-    assert list(remove.rule) == ['all', 'top', 'bottom', 'random']
+    assert list(remove.rule) == ['all', 'top', 'bottom', 'random', 'stratified']
     assert remove.auroc[0] == select.auroc[0] == pytest.approx(baseline.auroc['macro'])
     assert abs(remove.images[1] - len(scores) / 2) < 1
     if len(scores) % 2 == 0: assert remove.retrained[1] == select.retrained[2] # to remove the top half is to select the bottom one

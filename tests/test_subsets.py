@@ -1,0 +1,400 @@
+"Choosing subsets, retraining on them, and what the retrainings may be said to show."
+import json, os, signal, subprocess, sys, time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import f1_score, roc_auc_score
+
+from conftest import refused
+from cxr_influence import subsets
+from cxr_influence.checkpoints import best_checkpoint, list_checkpoints
+from cxr_influence.evaluation import evaluate_checkpoint
+from cxr_influence.intervals import interval, seed_means
+from cxr_influence.labels import FINDINGS, InputError
+from cxr_influence.losses import training_loss
+from cxr_influence.metrics import per_finding
+from cxr_influence.calibration import calibration_error
+from cxr_influence.subsets import (FRACTIONS, KEYS, LABELS, MODES, RULES, budget_epochs, choose_stratified, compare, compressibility,
+                                   kept_images, keep_best, leaving_share, minus, nearest_count, read_scores, redundancy, retrain,
+                                   retrain_all, retraining_name, run_subsets, subset_draws, subset_grid, verdict, weighted_ece, weighted_f1)
+
+@pytest.fixture
+def rng(): return np.random.default_rng()
+
+@pytest.fixture
+def made(rng):
+    "A frame of 600 training images with rare and common findings, patients of one to five images."
+    patient = np.repeat(np.arange(400), rng.integers(1, 6, 400))[:600]
+    common = rng.uniform(.01, .2, 14)
+    frame = pd.DataFrame((rng.random((600, 14)) < common).astype('float32'), [f'{i:04}.png' for i in range(600)], list(FINDINGS))
+    return frame.assign(patient=patient, role='train')
+
+def valuation(frame, rng): return pd.Series(rng.normal(size=len(frame)), frame.index)
+
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('rule', RULES)
+@pytest.mark.parametrize('whole', [False, True])
+def test_the_number_is_right_and_the_order_that_of_the_scores(made, rng, mode, rule, whole):
+    scores, fraction = valuation(made, rng), rng.uniform(.05, .95)
+    kept = kept_images(scores, mode, rule, fraction, 3, made, whole)
+    wanted = (fraction if mode == 'select' else 1 - fraction) * len(scores)
+    assert abs(len(kept) - wanted) <= (2.5 if whole else 1) and kept.is_unique
+    assert kept.equals(scores.index[scores.index.isin(kept)])
+    if whole: assert not set(made.patient[kept]) & set(made.patient.drop(kept))
+
+def deviation(frame, scores, mode, rule, fraction, whole):
+    "The largest number of images by which a finding misses its share."
+    kept = frame.loc[kept_images(scores, mode, rule, fraction, 0, frame, whole), list(FINDINGS)].sum()
+    return (kept - (fraction if mode == 'select' else 1 - fraction) * frame[list(FINDINGS)].sum()).abs().max()
+
+@pytest.mark.parametrize('rule', [rule for rule in RULES if rule.startswith('stratified')])
+def test_a_stratified_choice_keeps_the_share_of_every_finding(made, rng, rule):
+    found = {whole: [(deviation(made, scores, mode, rule, fraction, whole), deviation(made, scores, mode, 'random', fraction, whole))
+                     for mode in MODES for scores, fraction in [(valuation(made, rng), rng.uniform(.1, .9)) for _ in range(10)]]
+             for whole in (False, True)}
+    ours, random = np.mean(found[False], axis=0)
+    assert ours < 1.5 < random and np.max(found[False], axis=0)[0] < 7
+    ours, random = np.mean(found[True], axis=0)
+    assert ours < random
+
+def test_stratified_without_findings_is_the_plain_rule(made, rng):
+    scores, bare = valuation(made, rng), made.assign(**dict.fromkeys(FINDINGS, 0.))
+    for plain, stratified in [('top', 'stratified_top'), ('bottom', 'stratified_bottom'), ('random', 'stratified')]:
+        assert kept_images(scores, 'remove', plain, .3, 1).equals(kept_images(scores, 'remove', stratified, .3, 1, bare))
+
+def test_within_a_finding_the_better_are_chosen(made, rng):
+    one = made.assign(**dict.fromkeys(FINDINGS, 0.) | {'Hernia': made.Mass})
+    scores = valuation(made, rng)
+    kept = kept_images(scores, 'select', 'stratified_top', .5, 0, one)
+    for part in (one.index[one.Hernia == 1], one.index[one.Hernia == 0]):
+        inside = part.isin(kept)
+        assert scores[part[inside]].min() >= scores[part[~inside]].max()
+
+def test_unknown_labels_count_for_nothing(made, rng):
+    scores, unknown = valuation(made, rng), made.assign(Mass=np.nan)
+    assert kept_images(scores, 'select', 'stratified', .3, 0, unknown).equals(
+        kept_images(scores, 'select', 'stratified', .3, 0, made.assign(Mass=0.)))
+
+def test_to_select_the_top_is_to_remove_the_bottom_ties_or_not(made, rng):
+    for scores in (valuation(made, rng), valuation(made, rng).round()):
+        assert kept_images(scores, 'select', 'top', .3, 5).equals(kept_images(scores, 'remove', 'bottom', .7, 5))
+        assert kept_images(scores, 'remove', 'top', .3, 5).equals(kept_images(scores, 'select', 'bottom', .7, 5))
+
+def test_equal_values_are_ordered_by_chance_not_by_place(made):
+    equal = pd.Series(1., made.index)
+    places = [made.index.get_indexer(kept_images(equal, 'select', 'top', .2, seed)).mean() for seed in range(20)]
+    assert 200 < np.mean(places) < 400 and np.std(places) > 1
+
+def test_nearest_count_is_the_nearest(rng):
+    images, wanted = rng.integers(1, 6, 30), rng.uniform(0, 60)
+    reached = np.append(0, images.cumsum())
+    assert abs(reached[nearest_count(images, wanted)] - wanted) == abs(reached - wanted).min()
+
+def test_the_grid_has_every_cell_once_and_chance_once(made, rng):
+    scores = pd.DataFrame({name: valuation(made, rng) for name in ['influence', 'loss']})
+    grid = subset_grid(scores, made, seeds=[0, 1])
+    assert not grid.duplicated(LABELS).any()
+    counts = grid.groupby(['valuation', 'mode']).size()
+    for mode in MODES:
+        assert counts['influence', mode] == counts['loss', mode] == counts['chance', mode] == 2 * 2 * len(FRACTIONS[mode])
+    assert counts['all', 'all'] == 2 and (grid.kept[grid.rule == 'all'].map(len) == 600).all()
+    series = subset_grid(scores.influence, made, {'remove': [.2]}, ['top'], [0])
+    assert list(series.valuation) == ['all', 'influence']
+
+def test_the_fractions_are_those_of_before():
+    assert FRACTIONS == {'remove': (.05, .15, .35, .6), 'select': (.02, .05, .1, .2, .4, .8)}
+
+def test_scores_that_are_missing_or_others(made, tmp_path):
+    with refused('scores.csv', 'cxr_influence --output'): read_scores(tmp_path/'scores.csv')
+    pd.DataFrame({'image': made.index, 'influence': np.nan}).to_csv(tmp_path/'scores.csv')
+    with refused('scores.csv', made.index[0]): read_scores(tmp_path/'scores.csv')
+    pd.DataFrame({'image': made.index, 'loss': 1.}).to_csv(tmp_path/'scores.csv')
+    with refused('lacks the columns image and loss and aum'): read_scores(tmp_path/'scores.csv', ['loss', 'aum'])
+    assert len(read_scores(tmp_path/'scores.csv', ['loss'])) == 600
+    with refused('loss has no value for', made.index[7]):
+        subset_grid(pd.DataFrame({'aum': 1., 'loss': pd.Series(1., made.index).mask(made.index == made.index[7])}), made)
+    with refused('3 training images have no score'): subset_grid(pd.Series(1., made.index[:-3]), made)
+
+def test_choices_that_make_no_sense(made):
+    equal = pd.Series(1., made.index)
+    for words, arguments in [("mode 'drop'", ('drop', 'top', .5)), ("rule 'best'", ('remove', 'best', .5)), ('fraction is 1', ('remove', 'top', 1)),
+                             ('frame is missing', ('remove', 'stratified', .5))]:
+        with refused(words): kept_images(equal, *arguments)
+    with refused('frame is missing'): kept_images(equal, 'remove', 'top', .5, whole_patients=True)
+
+def test_equal_steps_are_as_many_steps(rng):
+    facts = {'epochs': int(rng.integers(1, 30)), 'batch_size': int(rng.integers(4, 64))}
+    steps = lambda images: -(-images // facts['batch_size'])
+    for images in rng.integers(100, 5000, 50):
+        epochs = budget_epochs(images, 5000, facts, 'steps')
+        assert abs(epochs * steps(images) - facts['epochs'] * steps(5000)) <= steps(images) / 2 + 1e-9
+        assert budget_epochs(images, 5000, facts) == facts['epochs']
+    assert budget_epochs(5000, 5000, facts, 'steps') == facts['epochs']
+    with refused("budget 'hours'", 'epochs or steps'): budget_epochs(10, 20, facts, 'hours')
+
+@pytest.fixture(scope='module')
+def baseline(checkpoints): return list_checkpoints(checkpoints)[0]
+
+@pytest.fixture(scope='module')
+def train(data): return data[0].index[data[0].role == 'train']
+
+def test_a_name_says_all_that_went_in(baseline, train):
+    names = {retraining_name(kept, baseline, seed, epochs) for kept, seed, epochs in product([train, train[1:]], [0, 1], [2, 3])}
+    assert len(names) == 8
+    assert retraining_name(train, baseline, 0) == retraining_name(train[::-1], baseline, np.int64(0), 2)
+
+def test_a_retraining_follows_the_recipe_with_the_weights_of_all(data, baseline, train, tmp_path, monkeypatch):
+    frame, store = data
+    kept = train[frame.loc[train, 'Infiltration'] == 0][:20]
+    row, probabilities = retrain(kept, baseline, store, frame, 5, 'cpu', 3, tmp_path/'run')
+    assert (row['images'], row['epochs'], row['steps']) == (20, 3, 6)
+    facts = best_checkpoint(tmp_path/'run').facts
+    assert facts['loss'] == baseline.facts['loss'] and facts['seed'] == 5 and facts['epoch'] == row['best_epoch']
+    part = frame.assign(role=frame.role.mask((frame.role == 'train') & ~frame.index.isin(kept), 'unused'))
+    assert not training_loss('focal', part).class_weights.equal(baseline.loss().class_weights)
+    assert all(facts[name] == baseline.facts[name] for name in ('batch_size', 'peak_learning_rate', 'weight_decay', 'warmup', 'clip'))
+    assert probabilities.index.equals(frame.index[frame.role == 'test'])
+
+def test_the_test_images_are_read_once_and_thresholds_are_from_validation(data, baseline, train, monkeypatch):
+    frame, store = data
+    seen = []
+    def spy(checkpoint, store, frame, device=None):
+        seen.append(frame)
+        return evaluate_checkpoint(checkpoint, store, frame, device)
+    monkeypatch.setattr(subsets, 'evaluate_checkpoint', spy)
+    monkeypatch.setattr(subsets, 'fit', lambda frame, store, out, *a, **k: (seen.append('fit'), fit_again(frame, store, out, *a, **k)))
+    from cxr_influence.training import fit as fit_again
+    row, _ = retrain(train[:24], baseline, store, frame, 1, 'cpu')
+    assert seen[0] == 'fit' and len(seen) == 2
+    assert (seen[1].role == 'train').sum() == 24 and (seen[1].role == 'validation').equals(frame.role == 'validation')
+    assert {f'threshold_{finding}' for finding in FINDINGS} <= set(row)
+
+def test_all_images_with_the_same_seed_are_the_baseline(data, baseline, train, checkpoints, monkeypatch):
+    frame, store = data
+    monkeypatch.setattr(subsets, 'fit', lambda *a, **k: pytest.fail('trained again'))
+    row, probabilities = retrain(train, baseline, store, frame, 0, 'cpu')
+    evaluation = evaluate_checkpoint(best_checkpoint(checkpoints), store, frame, 'cpu')
+    assert row['auroc'] == evaluation.table.auroc['macro'] and probabilities.equals(evaluation.probabilities)
+
+def test_only_the_best_and_the_last_checkpoint_stay(data, tmp_path):
+    from cxr_influence.training import fit
+    frame, store = data
+    for folder, after in [('all', None), ('few', lambda _: keep_best(tmp_path/'few'))]:
+        fit(frame, store, tmp_path/folder, 'densenet_small', epochs=5, batch_size=64, device='cpu', after_epoch=after)
+    best = best_checkpoint(tmp_path/'all')
+    assert best_checkpoint(tmp_path/'few').facts['epoch'] == best.facts['epoch']
+    assert {c.facts['epoch'] for c in list_checkpoints(tmp_path/'few')} == {best.facts['epoch'], 5}
+
+@pytest.fixture(scope='module')
+def small_grid(data, train):
+    scores = pd.Series(np.random.default_rng(0).normal(size=len(train)), train, name='influence')
+    return subset_grid(scores, data[0], {'remove': [.6], 'select': [.4]}, ['top', 'bottom', 'random'], [0, 1])
+
+@pytest.fixture(scope='module')
+def sweep(data, small_grid, checkpoints, tmp_path_factory):
+    out = tmp_path_factory.mktemp('sweep')
+    frame, store = data
+    with ThreadPoolExecutor(1) as executor: rows = run_subsets(small_grid, checkpoints, store, frame, 'epochs', out, executor)
+    return rows, out
+
+def test_a_sweep_has_a_row_a_retraining_and_shares_equal_ones(sweep, small_grid):
+    rows, out = sweep
+    assert rows[LABELS].equals(small_grid[LABELS]) and (rows.budget == 'epochs').all()
+    assert rows.images.equals(small_grid.kept.map(len)) and rows.auroc.between(0, 1).all()
+    same = rows.set_index(LABELS).retrained
+    assert same['influence', 'remove', 'bottom', .6, 0] == same['influence', 'select', 'top', .4, 0]
+    assert len(list(out.glob('*.json'))) == len(list(out.glob('*.parquet'))) == rows.retrained.nunique() < len(rows)
+    assert not [path for path in out.iterdir() if path.suffix not in ('.json', '.parquet')]
+
+def test_it_does_nothing_twice(sweep, small_grid, data, checkpoints, monkeypatch):
+    rows, out = sweep
+    monkeypatch.setattr(subsets, 'retrain_all', lambda *a: pytest.fail('retrained'))
+    assert run_subsets(small_grid, checkpoints, data[1], data[0], 'epochs', out).equals(rows)
+
+def test_steps_are_other_runs_but_for_all_images(sweep, small_grid, data, checkpoints, monkeypatch):
+    rows, out = sweep
+    wanted = []
+    def note(jobs, *rest): wanted.append(jobs); raise InputError('enough')
+    monkeypatch.setattr(subsets, 'retrain_all', note)
+    with refused('enough'): run_subsets(small_grid, checkpoints, data[1], data[0], 'steps', out)
+    jobs, = wanted
+    assert 'all' not in set(jobs.rule) and (jobs.epochs > 2).all() and jobs.index.is_unique
+
+def test_processes_give_the_same_as_a_thread(sweep, small_grid, data, checkpoints, tmp_path):
+    rows, _ = sweep
+    part = small_grid[small_grid.rule == 'random'][:1].reset_index(drop=True)
+    with ProcessPoolExecutor(1, subsets_context()) as executor:
+        again = run_subsets(part, checkpoints, data[1], data[0], 'epochs', tmp_path, executor)
+    before = part[LABELS].merge(rows, on=LABELS)
+    np.testing.assert_allclose(again.auroc, before.auroc, atol=1e-6)
+
+def subsets_context():
+    import multiprocessing
+    return multiprocessing.get_context('spawn')
+
+def test_one_that_fails_names_itself_and_the_others_are_kept(small_grid, data, checkpoints, tmp_path):
+    grid = small_grid[small_grid.rule == 'random'].copy()
+    grid['kept'] = [kept[:1] if i == 1 else kept[:20] for i, kept in enumerate(grid.kept)]
+    frame, store = data
+    with ThreadPoolExecutor(1) as executor:
+        with refused('1 of 3 retrainings failed', 'chance, remove random 0.6, seed 1', '1 training images', '.error'):
+            run_subsets(grid[:3], checkpoints, store, frame, 'epochs', tmp_path, executor)
+    assert len(list(tmp_path.glob('*.json'))) == 2 and 'Traceback' in next(tmp_path.glob('*.error')).read_text()
+    grid.iat[1, grid.columns.get_loc('kept')] = grid.kept.iloc[0]
+    with ThreadPoolExecutor(1) as executor: assert len(run_subsets(grid[:2], checkpoints, store, frame, 'epochs', tmp_path, executor)) == 2
+
+SWEEP = '''
+import sys
+import pandas as pd
+from cxr_influence.data import read_nih
+from cxr_influence.images import open_store
+from cxr_influence.subsets import run_subsets, subset_grid
+root, store, checkpoints, out = sys.argv[1:]
+frame = read_nih(root)
+train = frame.index[frame.role == 'train']
+grid = subset_grid(pd.Series(range(len(train)), train, name='influence'), frame, {'remove': [.2, .5]}, ['top', 'bottom', 'random'], [0])
+rows = run_subsets(grid, checkpoints, open_store(store), frame, 'epochs', out)
+print(len(rows), rows.auroc.notna().all())
+'''
+
+def test_a_killed_sweep_goes_on(phantom, data, checkpoints, tmp_path):
+    script, out = tmp_path/'sweep.py', tmp_path/'out'
+    script.write_text(SWEEP)
+    command = [sys.executable, str(script), *map(str, [phantom, data[1].folder, checkpoints, out])]
+    environment = {name: value for name, value in os.environ.items() if name != 'TQDM_DISABLE'} | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(subsets.__file__).parents[1])} # the bar is looked at
+    process = subprocess.Popen(command, start_new_session=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while len(list(out.glob('*.json'))) < 3 and process.poll() is None and time.monotonic() < until: time.sleep(.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = {path: path.stat().st_mtime_ns for path in out.glob('*.json')}
+    assert 3 <= len(done) < 7
+    again = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert again.stdout.split() == ['7', 'True'], again.stderr
+    assert {path: path.stat().st_mtime_ns for path in done} == done and len(list(out.glob('*.json'))) == 7
+    assert 'retraining' in again.stderr and f'of {7 - len(done)} retrainings' in again.stderr
+
+def test_a_killed_process_is_told_in_a_sentence(small_grid, data, checkpoints, tmp_path, monkeypatch):
+    from concurrent.futures.process import BrokenProcessPool
+    def broken(calls, executor): raise BrokenProcessPool('gone'); yield
+    monkeypatch.setattr(subsets, 'as_they_end', broken)
+    with refused('was killed', '0 of', 'goes on from there'): run_subsets(small_grid, checkpoints, data[1], data[0], retrained=tmp_path)
+
+def test_weighted_metrics_are_those_of_repeated_images(rng):
+    target, probability = (rng.random(80) < .4).astype(float), rng.random(80)
+    weights = rng.integers(0, 4, (5, 80))
+    for row, f1, ece in zip(weights, weighted_f1(target, probability, weights, .5), weighted_ece(target, probability, weights)):
+        y, p = np.repeat(target, row), np.repeat(probability, row)
+        assert np.isclose(f1, f1_score(y, p >= .5)) and np.isclose(ece, calibration_error(y, p), atol=1e-5)
+
+def test_draws_begin_with_the_rows(sweep, data):
+    rows, _ = sweep
+    for metric in ['auroc', 'f1', 'ece']:
+        draws = subset_draws(rows, data[0], metric, 20)
+        np.testing.assert_allclose(draws['macro'][0], rows[metric], atol=1e-5)
+        if metric == 'auroc':
+            known = rows[[f'auroc_{finding}' for finding in FINDINGS]].to_numpy(float)
+            np.testing.assert_allclose(draws.xs(0, axis=1, level='resample')[list(FINDINGS)], known, atol=1e-6)
+    with refused("metric 'loss'"): subset_draws(rows, data[0], 'loss')
+
+def made_draws(rng, gains, seeds=3, resamples=300, noise=0.):
+    "Draws of made-up AUROC: `gains` is {(valuation, mode, rule, fraction): AUROC}."
+    keys, values, patients = [], [], rng.normal(0, .02, resamples)
+    for key, seed in product(gains, range(seeds)):
+        value = gains[key] + .01 * seed + rng.normal(0, noise)
+        keys.append((*key, seed, 'epochs'))
+        values.append(np.append(value, value + patients))
+    columns = pd.MultiIndex.from_product([['macro'], range(resamples + 1)], names=['finding', 'resample'])
+    return pd.DataFrame(values, pd.MultiIndex.from_tuples(keys, names=KEYS), columns)
+
+ALL = ('all', 'all', 'all', 0.)
+
+def test_differences_are_paired_by_patient_and_seed(rng):
+    draws = made_draws(rng, {ALL: .8, ('influence', 'remove', 'top', .3): .7, ('chance', 'remove', 'random', .3): .75})
+    table = compare(draws).set_index('rule')
+    assert np.allclose(table.loc['top', ['difference', 'low', 'high', 'spread']].astype(float), [-.05, -.05, -.05, 0])
+    assert np.isnan(table.low['random']) and np.isnan(table.low['all']) and np.isclose(table.value['all'], .81)
+    assert np.allclose(compare(draws, 'all').set_index('rule').difference[['top', 'random']], [-.1, -.05])
+    with refused("rival 'best'"): minus(draws, 'best')
+
+def test_without_a_partner_there_is_no_difference(rng):
+    draws = made_draws(rng, {ALL: .8, ('influence', 'remove', 'top', .3): .7, ('chance', 'select', 'random', .3): .75})
+    assert compare(draws).low.isna().all()
+    with refused('by the rule stratified', 'add it'): compare(draws, 'stratified')
+
+def test_intervals_know_seeds_and_patients(rng):
+    seeds, patients = rng.normal(0, .02, (4, 1)), rng.normal(0, .02, 2000)
+    width = lambda draws: np.ptp(interval(seed_means(draws)))
+    assert width(seeds + patients) > width(0 * seeds + patients) and width(seeds + patients) > width(seeds + 0 * patients) > 0
+    assert np.ptp(interval(seed_means(patients[None]))) == np.ptp(interval(patients))
+
+def test_the_interval_holds_what_it_says(rng):
+    def once():
+        draws = rng.normal(0, .5) + rng.normal(0, 1, (3, 1)) + rng.normal(0, .5, 200)
+        low, high = interval(seed_means(draws))
+        return low <= 0 <= high
+    assert .9 < np.mean([once() for _ in range(300)]) <= 1
+
+def test_redundancy_of_curves_whose_answer_is_known(rng):
+    fall = {.1: 0., .3: .001, .5: .002, .7: .1}
+    draws = made_draws(rng, {ALL: .8, **{('influence', 'remove', 'top', share): .8 - fall[share] for share in fall},
+                             **{('chance', 'remove', 'random', share): .8 - .02 * share for share in fall}})
+    table = redundancy(draws).set_index('rule')
+    assert np.isclose(table.redundancy['top'], .5) and np.isclose(table.redundancy['random'], .1)
+    assert np.isclose(table.leaves_low['random'], .25) and np.isclose(table.leaves_high['random'], .25)
+    assert .5 < table.leaves_low['top'] < .52 and table.largest_tried['top'] == .7
+    assert np.isclose(table.narrowest['top'], 0)
+
+def test_one_good_share_behind_a_bad_one_is_luck(rng):
+    fall = {.1: .1, .3: 0.}
+    draws = made_draws(rng, {ALL: .8, **{('influence', 'remove', 'top', share): .8 - fall[share] for share in fall}})
+    assert redundancy(draws).redundancy[0] == 0
+
+def test_selecting_and_removing_count_the_same_share(rng):
+    draws = made_draws(rng, {ALL: .8, **{('influence', mode, 'top', share): .8 for mode, share in [('remove', .4), ('select', .6)]}})
+    assert np.allclose(redundancy(draws).redundancy, .4)
+
+def test_a_wide_interval_is_no_redundancy(rng):
+    draws = made_draws(rng, {ALL: .8, ('influence', 'remove', 'top', .3): .8}, noise=.05)
+    table = redundancy(draws)
+    assert table.redundancy[0] == 0 and table.narrowest[0] > .005
+
+def test_compressibility_is_the_share_above_guessing(rng):
+    draws = made_draws(rng, {ALL: .9, ('influence', 'select', 'top', .5): .7, ('influence', 'select', 'top', .3): .5})
+    table = compressibility(draws, [1, .75, .5, .4, .1]).set_index('share').kept_excess
+    excess = lambda value: np.mean([(value + .01 * seed - .5) / (.4 + .01 * seed) for seed in range(3)])
+    assert np.allclose(table[[1, .75, .5, .4]], [1, (1 + excess(.7)) / 2, excess(.7), (excess(.7) + excess(.5)) / 2])
+    assert np.isnan(table[.1])
+
+def test_a_verdict_says_no_more_than_the_intervals(rng):
+    draws = made_draws(rng, {ALL: .8, ('influence', 'remove', 'top', .3): .7, ('chance', 'remove', 'random', .3): .75})
+    said = verdict(compare(draws), redundancy(draws))
+    assert '**0** are above random and **1** below' in said and 'remove 30% by influence, top (-0.050' in said
+    assert 'no share that was tried' in said
+    noisy = made_draws(rng, {ALL: .8, ('influence', 'remove', 'top', .3): .8, ('chance', 'remove', 'random', .3): .8}, noise=.05)
+    assert 'cannot show any' in verdict(compare(noisy), redundancy(noisy))
+    assert 'With one seed' in verdict(compare(one := made_draws(rng, {ALL: .8, ('a', 'remove', 'top', .3): .7, ('chance', 'remove', 'random', .3): .7}, 1)), redundancy(one))
+
+def test_a_cluster_of_dask_gives_the_same(sweep, small_grid, data, checkpoints, tmp_path):
+    distributed = pytest.importorskip('distributed')
+    part, rows = small_grid[small_grid.rule == 'random'][:1].reset_index(drop=True), sweep[0]
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster, distributed.Client(cluster) as client:
+        again = run_subsets(part, checkpoints, data[1], data[0], 'epochs', tmp_path, client.get_executor())
+    np.testing.assert_allclose(again.auroc, part[LABELS].merge(rows, on=LABELS).auroc, atol=1e-6)
+
+def test_figures_take_what_the_tables_are(sweep, data):
+    from cxr_influence.figures import plot_differences, plot_finding_differences, plot_subsets
+    rows, (frame, _) = sweep[0], data
+    rows = rows[rows['mode'] != 'select']
+    draws = subset_draws(rows, frame, resamples=20)
+    positives = frame.loc[frame.role == 'train', list(FINDINGS)].sum()
+    curves, macro, findings = plot_subsets(rows), plot_differences(compare(draws)), plot_finding_differences(compare(draws, findings=FINDINGS), positives)
+    assert [text.get_text() for text in curves.legends[0].texts] == ['all images', 'top', 'bottom', 'random']
+    assert [text.get_text() for text in macro.legends[0].texts] == ['top', 'bottom']
+    scored = compare(draws, findings=FINDINGS).dropna(subset='low').finding.unique()
+    assert [label.get_text().rsplit(' (')[0].replace(' ', '_') for label in findings.axes[0].get_yticklabels()] == [
+        finding for finding in positives.sort_values().index if finding in scored]
