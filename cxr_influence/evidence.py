@@ -5,7 +5,10 @@
 # %% auto #0
 __all__ = ['KINDS', 'SHARES', 'check_plant', 'plant', 'only_finding', 'check_suspicion', 'found_against_inspected', 'found_at',
            'name_of', 'plain', 'planted_run', 'side_by_side', 'with_threads', 'over_seeds', 'against_rival',
-           'plot_found', 'repairs', 'retrained', 'auroc_draws', 'recovered', 'readers_disagree']
+           'plot_found', 'repairs', 'retrained', 'auroc_draws', 'recovered', 'readers_disagree', 'half_subsets', 'lds',
+           'lds_interval', 'with_one', 'fit_heads', 'head_losses', 'head_influence', 'head_retrained', 'subset_losses',
+           'reliability', 'group_agreement', 'seeds_until', 'partial_rank_correlation', 'what_is_known',
+           'patient_share']
 
 # %% ../nbs/11_evidence.ipynb #ev-imports
 import hashlib, json, os, tempfile
@@ -252,8 +255,9 @@ def recovered(
 ) -> pd.DataFrame: # a row a repair: `auroc`, `recovered`, `low`, `high`, and all of them minus the baseline's
     "Say which share of the gap between noisy and right labels each repair recovers."
     whole, draws = ({key: np.stack([auroc_draws(one[key], right, n) for one in seeds]) for key in seeds[0]} for n in [0, resamples])
-    def share(values, key, mean): # of the gap
-        return mean(values[key] - values['noisy', '']) / mean(values['right', ''] - values['noisy', ''])
+    def share(values, key, mean): # of the gap; NaN where there is none
+        gap = mean(values['right', ''] - values['noisy', ''])
+        return mean(values[key] - values['noisy', '']) / np.where(gap > 0, gap, np.nan)
     rows = {}
     for key in whole:
         if key[1] == '': rows[key] = {'auroc': whole[key].mean()}; continue
@@ -274,3 +278,165 @@ def readers_disagree(
     if not answers: raise InputError('The frame has no readers\' answers: join them, as with join_google(frame).')
     said = {name: (train[name] - nih_says(train, COUNTERPARTS[name])).abs() for name in answers}
     return pd.DataFrame(said)
+
+# %% ../nbs/11_evidence.ipynb #ev-lds
+def half_subsets(
+    n:int, # training images
+    count:int=50, # subsets
+    seed:int=0,
+) -> np.ndarray: # (count, n) bool
+    "Draw random halves."
+    rng = np.random.default_rng(seed)
+    return np.stack([rng.permutation(n) < n // 2 for _ in range(count)])
+
+def lds(
+    scores:np.ndarray, # (n,) or (outputs, n); positive helps
+    subsets:np.ndarray, # (count, n) bool
+    losses:np.ndarray, # (count,) or (count, outputs), measured after training on each subset
+) -> np.ndarray: # (outputs,) from -1 to 1
+    "Linear datamodelling score: Spearman correlation of foretold and measured (Park et al. 2023, definition 2.3). Raises `InputError`."
+    scores, losses = np.atleast_2d(scores), np.asarray(losses).reshape(len(subsets), -1)
+    if scores.shape != (losses.shape[1], subsets.shape[1]): raise InputError(
+        f'Scores of shape {scores.shape} for {losses.shape[1]} outputs and {subsets.shape[1]} training images: give one a pair.')
+    foretold = subsets @ scores.T
+    return np.array([spearmanr(f, -loss).statistic if np.ptp(f) and np.ptp(loss) else np.nan for f, loss in zip(foretold.T, losses.T)])
+
+def lds_interval(
+    scores:np.ndarray,
+    subsets:np.ndarray,
+    losses:np.ndarray,
+    resamples:int=200,
+) -> dict: # `lds`, the mean over the outputs; `low`, `high`: 95 %, subsets drawn again
+    "Put an interval beside the LDS."
+    rng, n = np.random.default_rng(0), len(subsets)
+    draws = [np.nanmean(lds(scores, subsets[i], losses[i])) for i in rng.integers(n, size=(resamples, n))]
+    return dict(zip(['lds', 'low', 'high'], [np.nanmean(lds(scores, subsets, losses)), *interval(draws)]))
+
+# %% ../nbs/11_evidence.ipynb #ev-head
+def with_one(x:np.ndarray) -> np.ndarray: return np.c_[x, np.ones(len(x))] # (n, features + 1)
+
+def fit_heads(
+    x:np.ndarray, # (n, features)
+    y:np.ndarray, # (n, k) of 0 and 1
+    strength:float=.01, # C of scikit-learn: the losses' sum is weighed by it against the weights' squares
+) -> np.ndarray: # (features + 1, k): weights, then the bias, which is not held back
+    "Fit k logistic regressions to their optimum. Raises `InputError` for a finding that is always or never there."
+    for k, column in enumerate(y.T):
+        if len(np.unique(column)) < 2: raise InputError(f'Column {k} is {column[0]:.0f} in all {len(column)} images: leave this finding out.')
+    heads = [LogisticRegression(C=strength, solver='newton-cholesky', tol=1e-8).fit(x, column) for column in y.T]
+    return np.stack([np.r_[head.coef_[0], head.intercept_] for head in heads], axis=1)
+
+def head_losses(x:np.ndarray, y:np.ndarray, weights:np.ndarray) -> np.ndarray: # (n, k)
+    "Cross-entropy of each image and finding."
+    z = with_one(x) @ weights
+    return np.logaddexp(0, z) - y * z
+
+def head_influence(
+    x:np.ndarray, # (n, features) of the training images
+    y:np.ndarray, # (n, k)
+    x_val:np.ndarray, # (m, features)
+    y_val:np.ndarray, # (m, k)
+    strength:float=.01,
+    hessian:bool=True, # False: TracIn at the optimum, the product of the gradients alone
+) -> np.ndarray: # (k, m, n): how much the training image lowered the validation image's loss
+    "Influence of every training image on every validation image's loss of each finding."
+    weights, a, b, found = fit_heads(x, y, strength), with_one(x), with_one(x_val), []
+    for k, w in enumerate(weights.T):
+        p, q = expit(a @ w), expit(b @ w)
+        own = a.T * (p - y[:, k]) # (features + 1, n)
+        held = np.diag(np.r_[np.full(x.shape[1], 1 / strength), 0])
+        if hessian: own = np.linalg.solve(a.T @ (a * (p * (1 - p))[:, None]) + held, own)
+        found.append(b * (q - y_val[:, k])[:, None] @ own)
+    return np.stack(found)
+
+def head_retrained(
+    x:np.ndarray, y:np.ndarray, x_val:np.ndarray, y_val:np.ndarray, # as above
+    subsets:np.ndarray, # (count, n) bool: who is trained on
+    strength:float=.01,
+) -> np.ndarray: # (count, m, k) validation losses
+    "Fit the heads anew to every subset."
+    return np.stack([head_losses(x_val, y_val, fit_heads(x[kept], y[kept], strength)) for kept in subsets])
+
+# %% ../nbs/11_evidence.ipynb #ev-subset-losses
+def subset_losses(
+    frame:pd.DataFrame,
+    store:ImageStore,
+    recipe:dict, # keywords of `training.fit`, with `loss`
+    subsets:np.ndarray, # (count, training images) bool
+    seeds, # of the training
+    out:str|Path, # folder where retrainings are kept
+) -> np.ndarray: # (count, seeds, validation images, 14) losses
+    "Train on every subset with every seed, and measure the validation losses."
+    train = frame.index[frame.role == 'train']
+    parts = [frame.assign(role=frame.role.mask(frame.index.isin(train[~kept]), 'unused')) for kept in subsets]
+    calls = [(part, store, recipe, seed, 'validation', out) for part in parts for seed in seeds]
+    y = torch.tensor(frame.loc[frame.role == 'validation', list(FINDINGS)].to_numpy('float32'))
+    found = [recipe['loss'](torch.tensor(logits.to_numpy()), y).numpy() for logits in side_by_side(retrained, calls)]
+    return np.stack(found).reshape(len(subsets), len(seeds), *y.shape)
+
+# %% ../nbs/11_evidence.ipynb #ev-ceiling
+def reliability(
+    losses:np.ndarray, # (count, seeds)
+) -> float: # of the mean over the seeds, 0 to 1
+    "Say how well a mean over seeds repeats itself (Spearman 1910; Brown 1910)."
+    pairs = [spearmanr(losses[:, a], losses[:, b]).statistic for a, b in combinations(range(losses.shape[1]), 2)]
+    r = max(0, np.mean(pairs))
+    return losses.shape[1] * r / (1 + (losses.shape[1] - 1) * r)
+
+# %% ../nbs/11_evidence.ipynb #ev-stability
+def group_agreement(
+    scores:pd.DataFrame, # a row an image, a column a seed
+) -> pd.DataFrame: # index `seeds` averaged: `correlation` of two such averages, `pairs`
+    "Correlate averages over disjoint groups of seeds. Raises `InputError` for one seed."
+    if scores.shape[1] < 2: raise InputError('The scores are of one seed: give at least two columns.')
+    ranks, rows = scores.rank(), {}
+    for size in range(1, scores.shape[1] // 2 + 1):
+        starts = range(0, scores.shape[1] - size + 1, size)
+        means = pd.concat([ranks.iloc[:, start:start + size].mean(axis=1) for start in starts], axis=1)
+        found = means.corr('spearman').to_numpy()[np.triu_indices(len(starts), 1)]
+        rows[size] = {'correlation': found.mean(), 'pairs': len(found)}
+    return pd.DataFrame(rows).T.rename_axis('seeds').astype({'pairs': int})
+
+def seeds_until(
+    agreement:pd.DataFrame, # as from `group_agreement`
+    level:float=.7,
+) -> int|None: # None: never
+    "Say how many seeds to average for a correlation: as measured, else as Spearman and Brown extrapolate."
+    enough = agreement.index[agreement.correlation >= level]
+    if len(enough): return int(enough[0])
+    size, r = agreement.index[-1], agreement.correlation.iloc[-1]
+    return int(np.ceil(size * level * (1 - r) / (r * (1 - level)))) if r > 0 else None
+
+# %% ../nbs/11_evidence.ipynb #ev-partial
+def partial_rank_correlation(
+    score:pd.Series, # index `image`
+    known:pd.DataFrame, # of the same images, a column a thing known
+) -> pd.DataFrame: # a row a thing: `alone`, and `partial`, the others held fixed
+    "Correlate ranks, with all other known things held fixed."
+    ranks = pd.concat([score.rename('score'), known.loc[score.index]], axis=1).rank()
+    ranks = ranks.loc[:, ranks.nunique() > 1]
+    correlation = ranks.corr()
+    inverse = np.linalg.pinv(correlation.to_numpy())
+    partial = -inverse[0, 1:] / np.sqrt(inverse[0, 0] * inverse.diagonal()[1:])
+    return pd.DataFrame({'alone': correlation.iloc[0, 1:], 'partial': partial}).reindex(known.columns)
+
+def what_is_known(
+    frame:pd.DataFrame,
+    table:pd.DataFrame, # as from `valuations`, with `loss` and `self_influence`
+) -> pd.DataFrame: # of the same images
+    "Collect what is known of images without their influence."
+    images = frame.loc[table.index]
+    return pd.DataFrame({'training loss': table.loss, 'gradient length': table.self_influence.pow(.5),
+                         'number of findings': images[list(FINDINGS)].sum(axis=1), 'AP view': (images['view'] == 'AP') * 1.,
+                         'images of the patient': images.groupby('patient').patient.transform('size')})
+
+def patient_share(
+    score:pd.Series, # index `image`
+    patients:pd.Series, # of the same images
+) -> float: # 0: patients do not matter; 1: all images of a patient score the same
+    "Intraclass correlation of the ranks of a patient's images (Fisher 1925), over patients with several."
+    groups = [ranks.to_numpy() for _, ranks in score.rank().groupby(patients.loc[score.index]) if len(ranks) > 1]
+    if len(groups) < 2: return np.nan
+    sizes, f = np.array([len(group) for group in groups]), f_oneway(*groups).statistic
+    usual = (sizes.sum() - (sizes**2).sum() / sizes.sum()) / (len(sizes) - 1)
+    return float(1 - usual / (f - 1 + usual))
