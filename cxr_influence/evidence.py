@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'SHARES', 'check_plant', 'plant', 'only_finding', 'check_suspicion', 'found_against_inspected', 'found_at',
-           'name_of', 'plain', 'planted_run', 'side_by_side', 'with_threads', 'over_seeds', 'against_rival',
-           'plot_found', 'repairs', 'retrained', 'auroc_draws', 'recovered', 'readers_disagree', 'half_subsets', 'lds',
-           'lds_interval', 'with_one', 'fit_heads', 'head_losses', 'head_influence', 'head_retrained', 'subset_losses',
-           'reliability', 'group_agreement', 'seeds_until', 'partial_rank_correlation', 'what_is_known',
-           'patient_share']
+           'name_of', 'plain', 'planted_run', 'side_by_side', 'with_threads', 't_interval', 'over_seeds',
+           'against_rival', 'plot_found', 'repairs', 'retrained', 'auroc_draws', 'gap_share', 'recovered',
+           'readers_disagree', 'half_subsets', 'lds', 'lds_interval', 'with_one', 'fit_heads', 'head_losses',
+           'head_influence', 'head_retrained', 'subset_losses', 'reliability', 'group_agreement', 'seeds_until',
+           'partial_rank_correlation', 'what_is_known', 'patient_share']
 
 # %% ../nbs/11_evidence.ipynb #ev-imports
 import hashlib, json, os, tempfile
@@ -23,7 +23,7 @@ from joblib import Parallel, cpu_count, delayed
 from scipy.special import expit
 from scipy.stats import f_oneway, spearmanr, ttest_1samp
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from .annotations import COUNTERPARTS, nih_says
@@ -41,15 +41,21 @@ from .training import fit, predict
 # %% ../nbs/11_evidence.ipynb #ev-plant
 KINDS = ('one_finding', 'one_of_fourteen', 'swapped')
 
-def check_plant(frame:pd.DataFrame, kind:str, share:float, finding:str|None) -> None:
+def check_plant(
+    frame:pd.DataFrame,
+    kind:str, # of `KINDS`
+    share:float, # of the training images
+    finding:str|None, # the one to flip
+) -> None:
     "Raise `InputError` for labels that cannot be planted."
     if kind not in KINDS: raise InputError(f'Unknown kind {kind!r}: use {", ".join(KINDS)}.')
     if (kind == 'one_finding') != (finding is not None):
-        raise InputError(f'kind is {kind} and finding is {finding}: name a finding for one_finding, and for no other kind.')
+        raise InputError(f'kind is {kind} and finding is {finding}: name one for one_finding, and for no other kind.')
     if finding: check_finding(finding)
     if not 0 <= share <= .5: raise InputError(f'share is {share}: give 0 to 0.5 of the training images.')
     if not (frame.role == 'train').any(): raise InputError('No image has the role train: there is nowhere to plant.')
 
+# %% ../nbs/11_evidence.ipynb #ev-plant2
 def plant(
     frame:pd.DataFrame,
     kind:str, # of `KINDS`
@@ -79,12 +85,19 @@ def only_finding(
     return frame.assign(**{name: np.float32(np.nan) for name in FINDINGS if name != check_finding(finding)})
 
 # %% ../nbs/11_evidence.ipynb #ev-found
-def check_suspicion(score:pd.Series, wrong:pd.Series) -> None:
+def check_suspicion(
+    score:pd.Series, # index `image`
+    wrong:pd.Series, # bool
+) -> None:
     "Raise `InputError` unless every image has a number and some labels are wrong."
-    if not score.index.equals(wrong.index): raise InputError(f'{score.name}: suspicion and truth are of other images, or in another order.')
-    if score.isna().any(): raise InputError(f'{score.name} has no number for {score.index[score.isna()][0]}: score every image.')
-    if wrong.all() or not wrong.any(): raise InputError(f'{int(wrong.sum())} of {len(wrong)} labels are wrong: nothing to tell apart.')
+    if not score.index.equals(wrong.index):
+        raise InputError(f'{score.name} and the truth are of other images, or in another order: give both of the same.')
+    if score.isna().any():
+        raise InputError(f'{score.name} has no number for {score.index[score.isna()][0]}: score every image.')
+    if wrong.all() or not wrong.any():
+        raise InputError(f'{int(wrong.sum())} of {len(wrong)} labels are wrong, nothing to tell apart: plant some.')
 
+# %% ../nbs/11_evidence.ipynb #ev-found2
 def found_against_inspected(
     score:pd.Series, # index `image`; high is suspected
     wrong:pd.Series, # bool, of the same images
@@ -116,10 +129,13 @@ def name_of(*parts) -> str: # twelve hexadecimal digits
     "Name something by what it is made of."
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:12]
 
-def plain(recipe:dict) -> dict: # JSON
+def plain(
+    recipe:dict, # keywords of `training.fit`
+) -> dict: # JSON
     "Write a recipe's loss as its settings."
     return {name: value.settings() if isinstance(value, FocalLoss) else value for name, value in recipe.items()}
 
+# %% ../nbs/11_evidence.ipynb #ev-run2
 def planted_run(
     frame:pd.DataFrame, # with the right labels
     store:ImageStore,
@@ -149,7 +165,8 @@ def side_by_side(
     cores = cpu_count()
     workers = max(1, min(cores, len(calls), 8)) if best_device().type == 'cpu' else 1
     with quiet_bars():
-        done = Parallel(workers, return_as='generator')(delayed(with_threads)(cores // workers, function, *call) for call in calls)
+        jobs = (delayed(with_threads)(cores // workers, function, *call) for call in calls)
+        done = Parallel(workers, return_as='generator')(jobs)
         return list(tqdm(done, what, len(calls), leave=False))
 
 def with_threads(threads:int, function, *arguments):
@@ -160,13 +177,18 @@ def with_threads(threads:int, function, *arguments):
     finally: torch.set_num_threads(before)
 
 # %% ../nbs/11_evidence.ipynb #ev-seeds
+def t_interval(
+    values:np.ndarray, # (seeds,)
+) -> tuple: # low, high: 95 %; NaN of one seed
+    "Interval of a mean over seeds, by Student's t."
+    if len(values) < 2: return np.nan, np.nan
+    return ttest_1samp(values, 0).confidence_interval() if np.ptp(values) else (values[0], values[0])
+
 def over_seeds(
     rows:pd.DataFrame, # a column a seed, a row a valuation
-) -> pd.DataFrame: # `mean`, `low`, `high`: 95 % by Student's t
-    "Average over seeds; the interval speaks of further seeds."
-    many = rows.shape[1] > 1
-    ends = [ttest_1samp(values, 0).confidence_interval() if many and np.ptp(values) else (values.mean(),) * 2 if many else (np.nan,) * 2
-            for values in rows.to_numpy()]
+) -> pd.DataFrame: # `mean`, `low`, `high`
+    "Average over seeds."
+    ends = [t_interval(values) for values in rows.to_numpy()]
     return pd.DataFrame(ends, rows.index, ['low', 'high']).assign(mean=rows.mean(axis=1))[['mean', 'low', 'high']]
 
 def against_rival(
@@ -194,7 +216,8 @@ def plot_found(
         ax.plot(grid, curves.mean(0), color=color, label=name)
         ax.fill_between(grid, curves.min(0), curves.max(0), color=color, alpha=.15, lw=0)
     ax.plot([0, 1], [0, 1], ':', color='.5')
-    ax.set(xlabel='share of images inspected', ylabel='share of wrong labels found', title=title, xlim=(0, .6), ylim=(0, 1.02))
+    ax.set(xlabel='share of images inspected', ylabel='share of wrong labels found', title=title)
+    ax.set(xlim=(0, .6), ylim=(0, 1.02))
     ax.legend(fontsize=8)
     plt.close(figure)
     return figure
@@ -244,8 +267,19 @@ def auroc_draws(
     "Resample patients, the same for every training."
     known = right.loc[logits.index, list(FINDINGS)].dropna(axis=1, how='all')
     patients = right.patient[logits.index].to_numpy() if resamples else np.zeros(len(logits), int)
-    draws = bootstrap_auroc(known.to_numpy(), logits[known.columns].to_numpy(), patients, max(1, resamples), names=known.columns)
+    draws = bootstrap_auroc(known.to_numpy(), logits[known.columns].to_numpy(), patients, max(1, resamples),
+                            names=known.columns)
     return draws.mean(axis=1).to_numpy()
+
+# %% ../nbs/11_evidence.ipynb #ev-recovered2
+def gap_share(
+    values:dict, # key of a repair -> (seeds, resamples) AUROC
+    key:tuple, # of the repair
+    mean, # over the seeds
+) -> np.ndarray: # (resamples,) NaN where right labels gain nothing
+    "Divide what a repair gains by what right labels gain."
+    gap = mean(values['right', ''] - values['noisy', ''])
+    return mean(values[key] - values['noisy', '']) / np.where(gap > 0, gap, np.nan)
 
 def recovered(
     seeds:list, # of dicts as `repairs` gives them, with logits of test images in place of frames
@@ -254,19 +288,16 @@ def recovered(
     baseline:str='random', # the valuation to be held against
 ) -> pd.DataFrame: # a row a repair: `auroc`, `recovered`, `low`, `high`, and all of them minus the baseline's
     "Say which share of the gap between noisy and right labels each repair recovers."
-    whole, draws = ({key: np.stack([auroc_draws(one[key], right, n) for one in seeds]) for key in seeds[0]} for n in [0, resamples])
-    def share(values, key, mean): # of the gap; NaN where there is none
-        gap = mean(values['right', ''] - values['noisy', ''])
-        return mean(values[key] - values['noisy', '']) / np.where(gap > 0, gap, np.nan)
-    rows = {}
-    for key in whole:
-        if key[1] == '': rows[key] = {'auroc': whole[key].mean()}; continue
-        part, other = share(draws, key, seed_means), share(draws, (key[0], baseline), seed_means)
-        value = share(whole, key, np.mean)
-        rows[key] = dict(auroc=whole[key].mean(), recovered=value, **dict(zip(['low', 'high'], interval(part))))
-        if key[1] != baseline:
-            rows[key]['over_random'] = value - share(whole, (key[0], baseline), np.mean)
-            rows[key] |= dict(zip(['over_low', 'over_high'], interval(part - other)))
+    whole, draws = ({key: np.stack([auroc_draws(one[key], right, n) for one in seeds]) for key in seeds[0]}
+                    for n in [0, resamples])
+    rows = {key: {'auroc': values.mean()} for key, values in whole.items()}
+    for kind, name in [key for key in whole if key[1]]:
+        (value, drawn), (others, others_drawn) = (
+            (gap_share(whole, key, np.mean), gap_share(draws, key, seed_means)) for key in [(kind, name), (kind, baseline)])
+        rows[kind, name] |= {'recovered': value, **dict(zip(['low', 'high'], interval(drawn)))}
+        if name == baseline: continue
+        low, high = interval(drawn - others_drawn)
+        rows[kind, name] |= {'over_random': value - others, 'over_low': low, 'over_high': high}
     return pd.DataFrame(rows).T.rename_axis(['repair', 'by'])
 
 # %% ../nbs/11_evidence.ipynb #ev-readers
@@ -279,7 +310,7 @@ def readers_disagree(
     said = {name: (train[name] - nih_says(train, COUNTERPARTS[name])).abs() for name in answers}
     return pd.DataFrame(said)
 
-# %% ../nbs/11_evidence.ipynb #ev-lds
+# %% ../nbs/11_evidence.ipynb #ev-halves
 def half_subsets(
     n:int, # training images
     count:int=50, # subsets
@@ -289,18 +320,21 @@ def half_subsets(
     rng = np.random.default_rng(seed)
     return np.stack([rng.permutation(n) < n // 2 for _ in range(count)])
 
+# %% ../nbs/11_evidence.ipynb #ev-lds
 def lds(
     scores:np.ndarray, # (n,) or (outputs, n); positive helps
     subsets:np.ndarray, # (count, n) bool
     losses:np.ndarray, # (count,) or (count, outputs), measured after training on each subset
 ) -> np.ndarray: # (outputs,) from -1 to 1
-    "Linear datamodelling score: Spearman correlation of foretold and measured (Park et al. 2023, definition 2.3). Raises `InputError`."
+    "Correlate ranks of what is foretold and measured (Park et al. 2023, definition 2.3). Raises `InputError`."
     scores, losses = np.atleast_2d(scores), np.asarray(losses).reshape(len(subsets), -1)
-    if scores.shape != (losses.shape[1], subsets.shape[1]): raise InputError(
-        f'Scores of shape {scores.shape} for {losses.shape[1]} outputs and {subsets.shape[1]} training images: give one a pair.')
-    foretold = subsets @ scores.T
-    return np.array([spearmanr(f, -loss).statistic if np.ptp(f) and np.ptp(loss) else np.nan for f, loss in zip(foretold.T, losses.T)])
+    if scores.shape != (losses.shape[1], subsets.shape[1]):
+        raise InputError(f'Scores of shape {scores.shape} for {losses.shape[1]} outputs and {subsets.shape[1]} training '
+                         'images: give a score for each pair.')
+    pairs = zip((subsets @ scores.T).T, -losses.T)
+    return np.array([spearmanr(*pair).statistic if np.ptp(pair, axis=1).all() else np.nan for pair in pairs])
 
+# %% ../nbs/11_evidence.ipynb #ev-lds2
 def lds_interval(
     scores:np.ndarray,
     subsets:np.ndarray,
@@ -322,7 +356,8 @@ def fit_heads(
 ) -> np.ndarray: # (features + 1, k): weights, then the bias, which is not held back
     "Fit k logistic regressions to their optimum. Raises `InputError` for a finding that is always or never there."
     for k, column in enumerate(y.T):
-        if len(np.unique(column)) < 2: raise InputError(f'Column {k} is {column[0]:.0f} in all {len(column)} images: leave this finding out.')
+        if len(np.unique(column)) < 2:
+            raise InputError(f'Column {k} is {column[0]:.0f} in all {len(column)} images: leave this finding out.')
     heads = [LogisticRegression(C=strength, solver='newton-cholesky', tol=1e-8).fit(x, column) for column in y.T]
     return np.stack([np.r_[head.coef_[0], head.intercept_] for head in heads], axis=1)
 
@@ -331,6 +366,7 @@ def head_losses(x:np.ndarray, y:np.ndarray, weights:np.ndarray) -> np.ndarray: #
     z = with_one(x) @ weights
     return np.logaddexp(0, z) - y * z
 
+# %% ../nbs/11_evidence.ipynb #ev-head2
 def head_influence(
     x:np.ndarray, # (n, features) of the training images
     y:np.ndarray, # (n, k)
@@ -349,8 +385,12 @@ def head_influence(
         found.append(b * (q - y_val[:, k])[:, None] @ own)
     return np.stack(found)
 
+# %% ../nbs/11_evidence.ipynb #ev-head3
 def head_retrained(
-    x:np.ndarray, y:np.ndarray, x_val:np.ndarray, y_val:np.ndarray, # as above
+    x:np.ndarray, # (n, features) of the training images
+    y:np.ndarray, # (n, k)
+    x_val:np.ndarray, # (m, features)
+    y_val:np.ndarray, # (m, k)
     subsets:np.ndarray, # (count, n) bool: who is trained on
     strength:float=.01,
 ) -> np.ndarray: # (count, m, k) validation losses
@@ -420,6 +460,7 @@ def partial_rank_correlation(
     partial = -inverse[0, 1:] / np.sqrt(inverse[0, 0] * inverse.diagonal()[1:])
     return pd.DataFrame({'alone': correlation.iloc[0, 1:], 'partial': partial}).reindex(known.columns)
 
+# %% ../nbs/11_evidence.ipynb #ev-known
 def what_is_known(
     frame:pd.DataFrame,
     table:pd.DataFrame, # as from `valuations`, with `loss` and `self_influence`
@@ -427,9 +468,11 @@ def what_is_known(
     "Collect what is known of images without their influence."
     images = frame.loc[table.index]
     return pd.DataFrame({'training loss': table.loss, 'gradient length': table.self_influence.pow(.5),
-                         'number of findings': images[list(FINDINGS)].sum(axis=1), 'AP view': (images['view'] == 'AP') * 1.,
+                         'number of findings': images[list(FINDINGS)].sum(axis=1),
+                         'AP view': (images['view'] == 'AP') * 1.,
                          'images of the patient': images.groupby('patient').patient.transform('size')})
 
+# %% ../nbs/11_evidence.ipynb #ev-patient
 def patient_share(
     score:pd.Series, # index `image`
     patients:pd.Series, # of the same images

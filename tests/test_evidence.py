@@ -58,7 +58,7 @@ def test_seeds_and_shares_of_planting(rng):
 def test_planting_refuses(rng):
     frame = random_frame(rng)
     with refused("'noise'", 'one_finding'): plant(frame, 'noise')
-    with refused('name a finding'): plant(frame, 'one_finding')
+    with refused('name one for one_finding'): plant(frame, 'one_finding')
     with refused('no other kind'): plant(frame, 'swapped', finding='Mass')
     with refused('Unknown finding', 'Flu'): plant(frame, 'one_finding', finding='Flu')
     with refused('share is 0.7'): plant(frame, 'swapped', .7)
