@@ -1,0 +1,254 @@
+"The rivals: their laws, KNN-Shapley by its definition, what is kept, and every refusal in one sentence."
+import itertools, json
+
+import numpy as np
+import pandas as pd
+import pytest, torch
+from conftest import sentence
+
+from cxr_influence import baselines
+from cxr_influence.baselines import (VALUATIONS, agreement, aum, average_ranks, el2n, forgetting, gradient_lengths, head_inputs,
+                                     knn_shapley, label_quality, margins, out_of_sample_probabilities, patient_folds, scale_logits,
+                                     suspicion, training_logits, targets_of, valuations)
+from cxr_influence.batches import batches
+from cxr_influence.checkpoints import list_checkpoints
+from cxr_influence.labels import FINDINGS
+from cxr_influence.models import head_name, make_model
+from cxr_influence.scoring import influence
+from cxr_influence.tracin import self_influence
+
+CHEAP = ['random', 'loss', 'worst_loss', 'el2n', 'aum', 'forgetting', 'knn_shapley']
+
+@pytest.fixture
+def rng(): return np.random.default_rng()
+
+@pytest.fixture(scope='module')
+def all_of_them(data, checkpoints, tmp_path_factory):
+    frame, store = data
+    out = tmp_path_factory.mktemp('valuations')
+    return valuations(checkpoints, store, frame, out, folds=2, device='cpu'), out
+
+def course(rng, checkpoints=5, n=30): return rng.normal(size=(checkpoints, n, 14)), (rng.random((n, 14)) < .3).astype('float32')
+
+def with_gaps(rng, targets): return np.where(rng.random(targets.shape) < .2, np.nan, targets)
+
+# The history
+
+def by_hand(z, y):
+    "AUM, forgetting and EL2N of one image, finding by finding, as their definitions say."
+    known = [k for k in range(14) if not np.isnan(y[k])]
+    signed = {k: [(1 if y[k] else -1) * step for step in z[:, k]] for k in known}
+    events = 0
+    for steps in signed.values():
+        right = [step > 0 for step in steps]
+        events += sum(a and not b for a, b in zip(right, right[1:])) if any(right) else len(right)
+    lengths = [sum((1 / (1 + np.exp(-step[k])) - y[k])**2 for k in known)**.5 for step in z]
+    return min(np.mean(steps) for steps in signed.values()), events, np.mean(lengths)
+
+def test_history_valuations_are_their_definitions(rng):
+    z, y = course(rng)
+    y = with_gaps(rng, y)
+    y[:, 0] = 1 # something is known of every image
+    expected = np.array([by_hand(z[:, i], y[i]) for i in range(len(y))]).T
+    np.testing.assert_allclose([aum(z, y), forgetting(z, y), el2n(z, y)], expected, rtol=1e-6)
+
+def test_history_valuations_do_not_depend_on_the_findings_order(rng):
+    z, y = course(rng)
+    order = rng.permutation(14)
+    for value in [aum, forgetting, el2n]: np.testing.assert_allclose(value(z[:, :, order], y[:, order]), value(z, y))
+    assert np.array_equal(margins(z, 1 - y), -margins(z, y))
+
+def test_a_flipped_label_is_never_less_suspected_where_the_model_is_right(rng):
+    _, y = course(rng)
+    z, k = 3 * (2 * y - 1)[None].repeat(4, 0), rng.integers(14)
+    wrong = y.copy()
+    wrong[:, k] = 1 - wrong[:, k]
+    assert (aum(z, wrong) < aum(z, y)).all() and (el2n(z, wrong) > el2n(z, y)).all() and (forgetting(z, wrong) == 4).all()
+    assert (forgetting(z, y) == 0).all()
+
+def test_scaling_keeps_order_and_meets_the_frequencies(rng):
+    y = (rng.random((4000, 14)) < rng.uniform(.05, .5, 14)).astype('float32')
+    z = (rng.normal(size=(2, 4000, 14)) + y) * rng.uniform(.3, 3, 14) + rng.normal(0, 2, 14)
+    scaled = scale_logits(z, y)
+    np.testing.assert_allclose((1 / (1 + np.exp(-scaled))).mean(1), np.stack([y.mean(0)] * 2), atol=.005)
+    for k in range(14): assert np.array_equal(z[0, :, k].argsort(), scaled[0, :, k].argsort())
+
+def test_logits_are_the_checkpoints_and_resume_one_by_one(data, checkpoints, tmp_path, monkeypatch):
+    frame, store = data
+    rows, seen = np.flatnonzero(frame.role == 'train'), []
+    found = training_logits(checkpoints, store, frame, tmp_path, 'cpu')
+    x, _, _ = next(batches(store, frame, rows, 1000))
+    for z, checkpoint in zip(found, list_checkpoints(checkpoints), strict=True):
+        with torch.no_grad(): np.testing.assert_allclose(z, checkpoint.model()(x).numpy(), rtol=1e-3, atol=1e-4)
+    (tmp_path/'epoch_002.parquet').unlink()
+    before = baselines.predict
+    monkeypatch.setattr(baselines, 'predict', lambda *given: seen.append(given) or before(*given))
+    assert np.array_equal(training_logits(checkpoints, store, frame, tmp_path, 'cpu'), found) and len(seen) == 1
+    other = frame.assign(Hernia=1 - frame.Hernia)
+    training_logits(checkpoints, store, other, tmp_path, 'cpu') # other labels, other key
+    assert len(seen) == 3 and not list(tmp_path.glob('*.part'))
+
+# Gradients
+
+def test_gradient_lengths_are_roots_of_squares_and_are_shared_with_influence(data, checkpoints, tmp_path, monkeypatch):
+    frame, store = data
+    rows = np.flatnonzero(frame.role == 'train')
+    found = gradient_lengths(checkpoints, store, frame, tmp_path, 2, 'cpu').grand
+    x, y, _ = next(batches(store, frame, rows, 1000))
+    expected = np.mean([self_influence(c.model(), c.loss(), x, y).sqrt().numpy() for c in list_checkpoints(checkpoints)], axis=0)
+    np.testing.assert_allclose(found, expected, rtol=2e-3)
+    monkeypatch.setattr('cxr_influence.scoring.score_rows', lambda *_: pytest.fail('scored twice'))
+    scores = influence(checkpoints, store, frame, tmp_path/'influence.csv', device='cpu')
+    assert scores.index.equals(frame.index[rows])
+
+# Confident learning
+
+def test_folds_keep_patients_whole_and_deal_every_image(rng):
+    n = int(rng.integers(200, 400))
+    frame = pd.DataFrame((rng.random((n, 14)) < .1).astype(float), columns=list(FINDINGS))
+    frame['patient'], frame['role'] = rng.integers(0, n // 3, n), 'train'
+    frame.loc[frame.patient % 5 == 0, 'role'] = 'validation'
+    for folds in [2, 5]:
+        numbers = pd.Series(patient_folds(frame, folds, seed=int(rng.integers(99))), frame.index)
+        assert (numbers[frame.role != 'train'] == -1).all() and set(numbers[frame.role == 'train']) == set(range(folds))
+        assert (numbers.groupby(frame.patient).nunique() == 1).all()
+        assert numbers[numbers >= 0].value_counts().max() < 1.5 * numbers[numbers >= 0].value_counts().min()
+    assert not np.array_equal(patient_folds(frame, 5, 0), patient_folds(frame, 5, 1))
+    assert 'folds is 1: give 2 to' in sentence(patient_folds, frame, 1)
+    assert 'number of training patients' in sentence(patient_folds, frame, 10**6)
+
+def test_a_fold_is_predicted_by_a_model_that_had_none_of_its_patients(data, checkpoints, tmp_path, monkeypatch):
+    frame, store = data
+    trained, before = [], baselines.fit
+    def watched(part, *given, **settings):
+        trained.append((part, settings))
+        if len(trained) == 2: raise KeyboardInterrupt
+        return before(part, *given, **settings)
+    monkeypatch.setattr(baselines, 'fit', watched)
+    with pytest.raises(KeyboardInterrupt): out_of_sample_probabilities(checkpoints, store, frame, tmp_path, 2, device='cpu')
+    found = out_of_sample_probabilities(checkpoints, store, frame, tmp_path, 2, device='cpu') # the first fold is there
+    assert len(trained) == 3 and found.index.equals(frame.index[frame.role == 'train']) and found.notna().all().all()
+    numbers, facts = patient_folds(frame, 2), list_checkpoints(checkpoints)[0].facts
+    for number, (part, settings) in zip([0, 1], [trained[0], trained[2]]):
+        held_out = numbers == number
+        assert (part.role[held_out] == 'unused').all() and (part.role[~held_out] == frame.role[~held_out]).all()
+        assert not set(part.patient[part.role == 'train']) & set(frame.patient[held_out])
+        assert settings['loss'].settings() == facts['loss'] and settings['epochs'] == facts['epochs'] and settings['seed'] == facts['seed']
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()] # the folds' checkpoints are gone
+    assert out_of_sample_probabilities(checkpoints, store, frame, tmp_path, 2, device='cpu').equals(found) and len(trained) == 3
+
+def test_a_checkpoint_that_does_not_say_how_it_was_trained(data, checkpoints):
+    checkpoint = list_checkpoints(checkpoints)[0]
+    del checkpoint.facts['peak_learning_rate']
+    assert 'peak_learning_rate' in sentence(baselines.recipe_of, checkpoint)
+
+def test_label_quality_is_the_probability_of_the_label(rng):
+    p, y = rng.random((40, 14)), (rng.random((40, 14)) < .3).astype('float32')
+    np.testing.assert_allclose(label_quality(p, y), np.where(y == 1, p, 1 - p))
+    gaps = with_gaps(rng, y)
+    np.testing.assert_allclose(label_quality(p, gaps)[np.isnan(gaps)], 1)
+    np.testing.assert_allclose(label_quality(p, gaps)[~np.isnan(gaps)], np.where(y == 1, p, 1 - p)[~np.isnan(gaps)])
+
+# KNN-Shapley
+
+def worth(shares, members, K): return sum(shares[i] for i in sorted(members)[:K]) / K
+
+def by_all_subsets(shares, K): # nearest first
+    n = len(shares)
+    return np.array([np.mean([np.mean([worth(shares, {*s, i}, K) - worth(shares, s, K) for s in map(set, itertools.combinations(set(range(n)) - {i}, size))])
+                              for size in range(n)]) for i in range(n)])
+
+@pytest.mark.parametrize('n', [1, 2, 3, 6, 8])
+@pytest.mark.parametrize('K', [1, 2, 5, 12])
+def test_knn_shapley_is_shapley(rng, n, K):
+    x, y = torch.tensor(rng.normal(size=(n, 4))), torch.tensor(with_gaps(rng, rng.integers(0, 2, (n, 5)).astype(float)))
+    x_val, y_val = torch.tensor(rng.normal(size=(5, 4))), torch.tensor(with_gaps(rng, rng.integers(0, 2, (5, 5)).astype(float)))
+    expected = np.zeros(n)
+    for place, label in zip(x_val.numpy(), y_val.numpy()):
+        order = np.linalg.norm(x.numpy() - place, axis=1).argsort()
+        expected[order] += by_all_subsets([np.mean(y.numpy()[i] == label) for i in order], K) / 5
+    np.testing.assert_allclose(knn_shapley(x, y, x_val, y_val, K, block=2), expected, atol=1e-12)
+
+def test_fourteen_games_are_one(rng):
+    x, x_val = torch.tensor(rng.normal(size=(50, 6))), torch.tensor(rng.normal(size=(9, 6)))
+    y, y_val = (torch.tensor(rng.integers(0, 2, (n, 14))).double() for n in [50, 9])
+    whole = knn_shapley(x, y, x_val, y_val, 5)
+    games = torch.stack([knn_shapley(x, y[:, [k]], x_val, y_val[:, [k]], 5) for k in range(14)])
+    np.testing.assert_allclose(whole, games.mean(0), atol=1e-12)
+
+def test_knn_values_add_up_do_not_depend_on_blocks_and_move_with_the_images(rng):
+    x, x_val = torch.tensor(rng.normal(size=(60, 6)) + 100), torch.tensor(rng.normal(size=(20, 6)) + 100)
+    y, y_val = (torch.tensor(rng.integers(0, 2, (n, 14))).double() for n in [60, 20])
+    values, order = knn_shapley(x, y, x_val, y_val, 7), rng.permutation(60)
+    near = torch.cdist(x_val, x).topk(7, largest=False).indices
+    np.testing.assert_allclose(values.sum(), agreement(y_val, y).gather(1, near).mean(), rtol=1e-6)
+    for block in [1, 3, 64]: np.testing.assert_allclose(knn_shapley(x, y, x_val, y_val, 7, block), values, atol=1e-12)
+    np.testing.assert_allclose(knn_shapley(x[order], y[order], x_val, y_val, 7), values[order], atol=1e-12)
+    same = knn_shapley(x, torch.ones(60, 14), x_val, torch.ones(20, 14), 100)
+    np.testing.assert_allclose(same, 1 / 100) # all right, and more places than images
+
+@pytest.mark.parametrize('backbone', ['densenet_small', 'resnet18', 'mobilenet_v3_small'])
+def test_head_inputs_are_what_the_head_turns_into_logits(data, backbone):
+    frame, store = data
+    model = make_model(backbone, image_size=64).eval()
+    features, head = head_inputs(model, store, frame, [3, 0, 7]), model.get_submodule(head_name(model))
+    x, _, _ = next(batches(store, frame, [3, 0, 7]))
+    with torch.no_grad(): torch.testing.assert_close(head(features), model(x), rtol=1e-3, atol=1e-3)
+    assert not head._forward_hooks
+
+# All of them
+
+def test_one_table_of_all_training_images(data, checkpoints, all_of_them):
+    frame, store = data
+    table, out = all_of_them
+    assert list(table) == list(VALUATIONS.index) and table.index.equals(frame.index[frame.role == 'train']) and table.index.name == 'image'
+    assert np.isfinite(table).all().all() and (table.drop(columns='forgetting').nunique() == len(table)).all()
+    scores, targets = pd.read_parquet(out/'influence.parquet'), torch.tensor(targets_of(frame))
+    for name in ['influence', 'cosine', 'optimiser_aware', 'self_influence']: pd.testing.assert_series_equal(table[name], scores[name])
+    assert (table.worst_influence == scores[[f'influence_{f}' for f in FINDINGS]].min(axis=1)).all()
+    np.testing.assert_allclose(table.loss, scores.loss, rtol=1e-3)
+    assert (table.worst_loss < table.loss).all()
+    assert json.loads((out/'last_layer.json').read_text())['layers'] == 'classifier'
+    pd.testing.assert_frame_equal(pd.read_csv(out/'valuations.csv', index_col='image'), table)
+    facts = json.loads((out/'valuations.json').read_text())
+    assert facts['folds'] == 2 and facts['early'] == 1 and set(' '.join(facts['seconds']).split()) == set(table)
+
+def test_a_second_call_computes_nothing(data, checkpoints, all_of_them, monkeypatch):
+    frame, store = data
+    table, out = all_of_them
+    for name in ['fit', 'predict', 'knn_shapley']: monkeypatch.setattr(baselines, name, lambda *_, **__: pytest.fail('computed twice'))
+    monkeypatch.setattr('cxr_influence.scoring.score_rows', lambda *_: pytest.fail('scored twice'))
+    pd.testing.assert_frame_equal(valuations(checkpoints, store, frame, out, folds=2, device='cpu'), table)
+
+def test_names_choose_columns_and_only_their_work(data, checkpoints, all_of_them, tmp_path, monkeypatch):
+    frame, store = data
+    monkeypatch.setattr(baselines, 'fit', lambda *_, **__: pytest.fail('trained for nothing'))
+    monkeypatch.setattr(baselines, 'influence', lambda *_, **__: pytest.fail('scored for nothing'))
+    some = valuations(checkpoints, store, frame, tmp_path, names=CHEAP[::-1], device='cpu')
+    pd.testing.assert_frame_equal(some, all_of_them[0][CHEAP], rtol=1e-4)
+    one = valuations(checkpoints, store, frame, tmp_path, names='random', seed=5, device='cpu')
+    assert list(one) == ['random'] and not one.random.equals(some.random)
+
+def test_refusals_are_one_sentence(data, checkpoints, tmp_path):
+    frame, store = data
+    def said(**settings): return sentence(valuations, checkpoints, store, frame, tmp_path, **settings)
+    assert 'No valuation beauty' in said(names=['beauty']) and 'last_layer' in said(names=['beauty'])
+    assert 'early is 3: give 1 to 2' in said(early=3) and 'early is 0' in said(early=0)
+    assert 'neighbours is 0' in said(neighbours=0)
+    assert 'folds is 1' in said(names=['confident'], folds=1)
+    assert 'No valuation is named' in said(names=[])
+    assert 'No checkpoints' in sentence(valuations, tmp_path/'none', store, frame, tmp_path)
+    other = frame.assign(Hernia=1 - frame.Hernia)
+    assert 'trained on other images' in sentence(valuations, checkpoints, store, other, tmp_path)
+
+def test_suspicion_turns_and_ranks_average(all_of_them, rng):
+    table, _ = all_of_them
+    turned = suspicion(table)
+    high = VALUATIONS.suspect == 'high'
+    assert turned.loc[:, high].equals(table.loc[:, high]) and (turned.loc[:, ~high] == -table.loc[:, ~high]).all().all()
+    assert 'No valuation hat' in sentence(suspicion, table.assign(hat=0))
+    other = table.sample(frac=1, random_state=int(rng.integers(99))).set_axis(table.index)
+    assert average_ranks([table]).equals(table.rank())
+    pd.testing.assert_frame_equal(average_ranks([table, other]), (table.rank() + other.rank()) / 2)
+    assert 'same data' in sentence(average_ranks, [table, table[::-1]]) and 'other rows' in sentence(average_ranks, [table, table[['loss']]])
+    assert 'No tables' in sentence(average_ranks, [])
