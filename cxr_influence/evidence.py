@@ -65,7 +65,7 @@ def plant(
 ) -> tuple: # the frame with wrong labels; (training images, 14) bool: which labels are wrong now
     "Make labels of training images wrong, and say which. Raises `InputError`."
     check_plant(frame, kind, share, finding)
-    rng, train = np.random.default_rng([seed, KINDS.index(kind)]), np.flatnonzero(frame.role == 'train')
+    rng, train = np.random.default_rng([seed, 1 + KINDS.index(kind)]), np.flatnonzero(frame.role == 'train')
     rows, right = rng.choice(train, round(share * len(train)), replace=False), frame[list(FINDINGS)].to_numpy()
     labels = right.copy()
     if kind == 'swapped': labels[rows] = right[np.roll(rows, 1)]
@@ -317,7 +317,7 @@ def half_subsets(
     seed:int=0,
 ) -> np.ndarray: # (count, n) bool
     "Draw random halves."
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, 1 + len(KINDS)])
     return np.stack([rng.permutation(n) < n // 2 for _ in range(count)])
 
 # %% ../nbs/11_evidence.ipynb #ev-lds

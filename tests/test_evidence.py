@@ -9,6 +9,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import log_loss, roc_auc_score
 
 from cxr_influence import evidence
+from cxr_influence.baselines import random_numbers
 from cxr_influence.evidence import (KINDS, against_rival, fit_heads, found_against_inspected, found_at, group_agreement, half_subsets,
                                     head_influence, head_losses, head_retrained, lds, lds_interval, only_finding, over_seeds,
                                     partial_rank_correlation, patient_share, plant, planted_run, readers_disagree, recovered, reliability,
@@ -54,6 +55,15 @@ def test_seeds_and_shares_of_planting(rng):
         one, again, other = (plant(frame, kind, .2, seed, finding_of(kind))[0] for seed in [3, 3, 4])
         assert one.equals(again) and not one.equals(other)
         assert plant(frame, kind, 0, 3, finding_of(kind))[0].equals(frame)
+
+def test_planting_is_independent_of_the_random_valuation(rng):
+    frame, start = random_frame(rng, 400), int(rng.integers(1e6))
+    for kind in KINDS:
+        hits = []
+        for seed in range(start, start + 300):
+            wrong = plant(frame, kind, .1, seed, finding_of(kind))[1].any(axis=1).to_numpy()
+            hits.append(np.corrcoef(wrong, random_numbers(frame, seed).random)[0, 1])
+        assert abs(np.mean(hits)) < 4 * np.std(hits) / 300**.5
 
 def test_planting_refuses(rng):
     frame = random_frame(rng)
