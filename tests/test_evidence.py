@@ -1,0 +1,264 @@
+"Wrong labels planted, found and repaired; retrainings foretold; the statistics behind them, each against a plain version."
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import refused, sentence
+from scipy.special import expit
+from scipy.stats import spearmanr
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import log_loss, roc_auc_score
+
+from cxr_influence import evidence
+from cxr_influence.baselines import random_numbers
+from cxr_influence.evidence import (KINDS, against_rival, fit_heads, found_against_inspected, found_at, group_agreement, half_subsets,
+                                    head_influence, head_losses, head_retrained, lds, lds_interval, only_finding, over_seeds,
+                                    partial_rank_correlation, patient_share, plant, planted_run, readers_disagree, recovered, reliability,
+                                    repairs, retrained, seeds_until, subset_losses, what_is_known)
+from cxr_influence.labels import FINDINGS, InputError
+from cxr_influence.losses import FocalLoss
+
+@pytest.fixture
+def rng(): return np.random.default_rng()
+
+RECIPE = dict(backbone='densenet_small', loss=FocalLoss(gamma=0, label_smoothing=0), epochs=1, batch_size=16, device='cpu')
+def finding_of(kind): return 'Effusion' if kind == 'one_finding' else None
+def random_frame(rng, n=200, unknown=0.):
+    labels = rng.integers(2, size=(n, 14)).astype('float32')
+    labels[rng.random((n, 14)) < unknown] = np.nan
+    frame = pd.DataFrame(labels, [f'{i:04}.png' for i in range(n)], list(FINDINGS)).rename_axis('image')
+    return frame.assign(patient=np.arange(n) // 2, role=np.repeat(rng.permutation(['train', 'train', 'validation', 'test'] * (n // 8)), 2))
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('unknown', [0., .3])
+def test_what_is_planted_is_what_is_said(rng, kind, unknown):
+    frame, share = random_frame(rng, unknown=unknown), rng.uniform(.05, .5)
+    before = frame.copy()
+    noisy, truth = plant(frame, kind, share, int(rng.integers(1e6)), finding_of(kind))
+    pd.testing.assert_frame_equal(frame, before)
+    train = frame.role == 'train'
+    assert truth.index.equals(frame.index[train]) and list(truth) == list(FINDINGS)
+    pd.testing.assert_frame_equal(noisy[~train], frame[~train])
+    known = noisy[train][list(FINDINGS)].notna() & frame[train][list(FINDINGS)].notna()
+    assert (truth == ((noisy[train][list(FINDINGS)] != frame[train][list(FINDINGS)]) & known)).all(axis=None)
+    touched, most = truth.any(axis=1).sum(), round(share * train.sum())
+    if kind == 'swapped': # the same vectors, handed around
+        assert touched <= most
+        rows = lambda f: sorted(map(str, f[train][list(FINDINGS)].to_numpy().tolist()))
+        assert rows(noisy) == rows(frame)
+    else:
+        assert touched <= most and (truth.sum(axis=1) <= 1).all() and (unknown or touched == most)
+    if kind == 'one_finding': assert not truth.drop(columns='Effusion').any(axis=None)
+
+def test_seeds_and_shares_of_planting(rng):
+    frame = random_frame(rng)
+    for kind in KINDS:
+        one, again, other = (plant(frame, kind, .2, seed, finding_of(kind))[0] for seed in [3, 3, 4])
+        assert one.equals(again) and not one.equals(other)
+        assert plant(frame, kind, 0, 3, finding_of(kind))[0].equals(frame)
+
+def test_planting_is_independent_of_the_random_valuation(rng):
+    frame, start = random_frame(rng, 400), int(rng.integers(1e6))
+    for kind in KINDS:
+        hits = []
+        for seed in range(start, start + 300):
+            wrong = plant(frame, kind, .1, seed, finding_of(kind))[1].any(axis=1).to_numpy()
+            hits.append(np.corrcoef(wrong, random_numbers(frame, seed).random)[0, 1])
+        assert abs(np.mean(hits)) < 4 * np.std(hits) / 300**.5
+
+def test_planting_refuses(rng):
+    frame = random_frame(rng)
+    with refused("'noise'", 'one_finding'): plant(frame, 'noise')
+    with refused('name one for one_finding'): plant(frame, 'one_finding')
+    with refused('no other kind'): plant(frame, 'swapped', finding='Mass')
+    with refused('Unknown finding', 'Flu'): plant(frame, 'one_finding', finding='Flu')
+    with refused('share is 0.7'): plant(frame, 'swapped', .7)
+    with refused('role train'): plant(frame.assign(role='test'), 'swapped')
+
+def plain_found(score, wrong, inspected):
+    "What is found in any order of equals, on average over many shuffles."
+    finds = []
+    for seed in range(400):
+        order = np.random.default_rng(seed).permutation(len(score))
+        order = order[np.argsort(-score.to_numpy()[order], kind='stable')]
+        finds.append(wrong.to_numpy()[order][:inspected].sum() / wrong.sum())
+    return np.mean(finds)
+
+def test_the_curve_is_the_plain_one_with_and_without_ties(rng):
+    names = [f'{i}.png' for i in range(60)]
+    wrong = pd.Series(rng.permutation(np.arange(60) < 12), names)
+    for values in [rng.normal(size=60), rng.integers(4, size=60) * 1.]:
+        score = pd.Series(values, names, name='score')
+        curve = found_against_inspected(score, wrong)
+        assert curve.found.iloc[0] == 0 and np.isclose(curve.found.iloc[-1], 1) and curve.found.is_monotonic_increasing
+        for inspected in 6, 30: assert abs(curve.found[inspected] - plain_found(score, wrong, inspected)) < .05
+        area, p = np.trapezoid(curve.found, curve.inspected), wrong.mean()
+        assert abs((area - p / 2) / (1 - p) - roc_auc_score(wrong, score)) < .02
+    table = found_at(pd.DataFrame({'a': score, 'same order': np.exp(score)}), wrong)
+    np.testing.assert_allclose(table.loc['a'].astype(float), table.loc['same order'].astype(float))
+
+def test_curves_refuse(rng):
+    wrong = pd.Series([True, False, False], list('abc'))
+    score = pd.Series([1., 2., 3.], list('abc'), name='loss')
+    with refused('loss', 'another order'): found_against_inspected(score[::-1], wrong)
+    with refused('no number for b'): found_against_inspected(score.where(score != 2), wrong)
+    with refused('0 of 3 labels are wrong'): found_against_inspected(score, wrong & False)
+
+def test_intervals_over_seeds_hold_what_they_promise(rng):
+    rows = pd.DataFrame(rng.normal(.3, .1, (1000, 5))) # a thousand valuations, all truly 0.3
+    table = over_seeds(rows)
+    assert .92 < ((table.low < .3) & (.3 < table.high)).mean() < .98
+    assert over_seeds(rows[[0]]).low.isna().all()
+    shared = pd.DataFrame(rng.normal(size=(3, 5)), index=['ours', 'a', 'b'])
+    shared.loc['b'] = shared.loc['a'] + 5
+    shared.loc['ours'] = shared.loc['b'] + .1
+    table = against_rival(shared, ['a', 'b'])
+    assert table.attrs['rival'] == 'b' and np.allclose(table.loc['ours'], .1)
+
+def test_repairs_do_what_they_say(rng):
+    frame = random_frame(rng)
+    noisy, truth = plant(frame, 'swapped', .3, 1)
+    suspects = pd.DataFrame({'knows': truth.any(axis=1) * 1., 'random': rng.random(len(truth))}, truth.index)
+    fixed = repairs(frame, noisy, suspects, truth.any(axis=1).mean())
+    assert fixed['relabel', 'knows'].equals(frame) and fixed['noisy', ''].equals(noisy) and fixed['right', ''].equals(frame)
+    dropped = fixed['drop', 'knows']
+    assert set(dropped.index[dropped.role == 'unused']) == set(truth.index[truth.any(axis=1)])
+    assert (fixed['drop', 'random'].role == 'unused').sum() == truth.any(axis=1).sum()
+    kept = fixed['relabel', 'random']
+    assert kept[kept.role != 'train'].equals(frame[frame.role != 'train']) and (kept.dtypes == frame.dtypes).all()
+
+def test_the_recovered_gap_of_known_gaps(rng):
+    n = 3000
+    right = only_finding(random_frame(rng, n).assign(role='test', patient=np.arange(n)), 'Mass')
+    def logits(strength):
+        z = rng.normal(size=(n, 14)) + strength * right[['Mass']].to_numpy()
+        return pd.DataFrame(z, right.index, list(FINDINGS))
+    seeds = []
+    for _ in range(3):
+        bad, good = logits(.3), logits(2)
+        seeds.append({('right', ''): good, ('noisy', ''): bad, ('drop', 'random'): bad, ('drop', 'full'): good})
+    table = recovered(seeds, right, 100)
+    assert np.isclose(table.recovered['drop', 'full'], 1) and np.isclose(table.recovered['drop', 'random'], 0)
+    assert np.isclose(table.over_low['drop', 'full'], 1) and np.isclose(table.high['drop', 'random'], 0)
+    expected = np.mean([roc_auc_score(right.Mass, one['right', ''].Mass) for one in seeds])
+    assert np.isclose(table.auroc['right', ''], expected)
+    turned = [one | {('right', ''): one['noisy', ''], ('noisy', ''): one['right', '']} for one in seeds]
+    assert recovered(turned, right, 50).recovered.isna().all() # no gap, no share of it
+
+def test_lds_of_sums_and_of_noise(rng):
+    scores, subsets = rng.normal(size=(3, 80)), half_subsets(80, 60, int(rng.integers(1e6)))
+    assert (subsets.sum(1) == 40).all() and len(np.unique(subsets, axis=0)) == 60
+    losses = -(subsets @ scores.T)
+    assert np.allclose(lds(scores, subsets, losses), 1) and np.allclose(lds(scores, subsets, losses**3), 1)
+    assert np.allclose(lds(-scores, subsets, losses), -1) and np.allclose(lds(2 * scores + 5, subsets, losses), 1)
+    plain = [spearmanr([sum(s for s, kept in zip(scores[0][::-1], row) if kept) for row in subsets], -losses[:, 0]).statistic]
+    assert np.allclose(lds(scores[0][::-1], subsets, losses[:, 0]), plain)
+    table = lds_interval(scores, subsets, losses + rng.normal(size=losses.shape), 50)
+    assert table['low'] <= table['lds'] <= table['high'] <= 1
+    with refused('for 3 outputs and 80 training images'): lds(scores[:2], subsets, losses)
+
+def test_lds_is_that_of_dattri(rng):
+    metric = pytest.importorskip('dattri.metric', reason='dattri is not installed: pip install dattri, to compare with its LDS')
+    torch = pytest.importorskip('torch')
+    scores, subsets, noise = rng.normal(size=(4, 60)), half_subsets(60, 40), rng.normal(size=(40, 4))
+    losses = -(subsets @ scores.T) + 5 * noise
+    members = torch.tensor(np.stack([np.flatnonzero(kept) for kept in subsets]))
+    theirs, _ = metric.lds(torch.tensor(scores.T), (torch.tensor(-losses), members))
+    np.testing.assert_allclose(lds(scores, subsets, losses), theirs.numpy(), atol=1e-6)
+
+def problem(rng, n=150, d=5):
+    x, x_val = rng.normal(size=(n, d)), rng.normal(size=(40, d))
+    w = rng.normal(size=(d, 2))
+    return x, (rng.random((n, 2)) < expit(x @ w)) * 1., x_val, (rng.random((40, 2)) < expit(x_val @ w)) * 1.
+
+def test_head_losses_are_cross_entropy(rng):
+    x, y, *_ = problem(rng)
+    w = rng.normal(size=(6, 2))
+    p = expit(np.c_[x, np.ones(len(x))] @ w)
+    for k in range(2): assert np.isclose(head_losses(x, y, w)[:, k].mean(), log_loss(y[:, k], p[:, k]))
+
+def test_the_head_is_at_its_optimum(rng):
+    x, y, *_ = problem(rng)
+    w, a = fit_heads(x, y, .3), np.c_[x, np.ones(len(x))]
+    gradient = a.T @ (expit(a @ w) - y) + np.r_[w[:-1] / .3, np.zeros((1, 2))]
+    assert np.abs(gradient).max() < 1e-3
+    with refused('Column 1', 'leave this finding out'): fit_heads(x, np.c_[y[:, 0], np.ones(len(x))])
+
+def test_influence_foretells_leaving_one_out(rng):
+    x, y, x_val, y_val = given = problem(rng)
+    exact, product = (head_influence(*given, .1, hessian) for hessian in [True, False])
+    assert exact.shape == (2, 40, 150)
+    base = head_losses(x_val, y_val, fit_heads(x, y, .1))
+    left_out = head_retrained(*given, ~np.eye(150, dtype=bool)[:30], .1) - base # (30, 40, 2)
+    for k in range(2):
+        assert np.corrcoef(exact[k][:, :30].ravel(), left_out[:, :, k].T.ravel())[0, 1] > .99
+        slope = (exact[k][:, :30] * left_out[:, :, k].T).sum() / (exact[k][:, :30]**2).sum()
+        assert abs(slope - 1) < .15
+    halves = half_subsets(150, 60)
+    measured = head_retrained(*given, halves, .1).mean(1)
+    assert np.mean(lds(exact.mean(1), halves, measured)) > .85
+    assert np.mean(lds(exact.mean(1), halves, measured)) >= np.mean(lds(product.mean(1), halves, measured)) - .05
+
+def test_reliability_and_groups_follow_spearman_and_brown(rng):
+    truth, loud = rng.normal(size=(4000, 1)), rng.uniform(.5, 2)
+    copies = truth + loud * rng.normal(size=(4000, 6))
+    mean_and_truth = spearmanr(copies.mean(1), truth[:, 0]).statistic
+    assert abs(reliability(copies)**.5 - mean_and_truth) < .04
+    agreement = group_agreement(pd.DataFrame(copies))
+    assert list(agreement.pairs) == [15, 3, 1] and agreement.correlation.is_monotonic_increasing
+    expected = spearmanr(copies[:, :3].mean(1), copies[:, 3:].mean(1)).statistic
+    assert abs(agreement.correlation[3] - expected) < .02
+    r = agreement.correlation[1]
+    assert seeds_until(agreement, r - .01) == 1
+    assert abs(seeds_until(agreement.loc[:1], .9) - .9 * (1 - r) / (r * .1)) < 1
+    assert seeds_until(pd.DataFrame({'correlation': [-.1]}, index=[1])) is None
+    with refused('at least two'): group_agreement(pd.DataFrame(copies[:, :1]))
+
+def test_partial_correlation_is_that_of_residuals(rng):
+    known = pd.DataFrame(rng.normal(size=(300, 3)) @ rng.normal(size=(3, 3)), columns=['a', 'b', 'c'])
+    score = pd.Series(known.a.to_numpy() + rng.normal(size=300))
+    ranks, own = known.rank(), score.rank().to_numpy()
+    found = partial_rank_correlation(score, known.assign(constant=1.))
+    for name in known:
+        others = ranks.drop(columns=name)
+        left = [values - LinearRegression().fit(others, values).predict(others) for values in [own, ranks[name].to_numpy()]]
+        assert np.isclose(found.partial[name], np.corrcoef(*left)[0, 1])
+        assert np.isclose(found.alone[name], spearmanr(score, known[name]).statistic)
+    assert np.isnan(found.partial['constant'])
+
+def test_patients_share(rng):
+    patients = pd.Series(np.arange(600) // 3)
+    own = pd.Series(np.repeat(rng.normal(size=200), 3))
+    assert patient_share(own, patients) > .99
+    assert abs(patient_share(pd.Series(rng.normal(size=600)), patients)) < .2
+    assert np.isnan(patient_share(own, pd.Series(np.arange(600))))
+
+def test_readers_disagree(rng):
+    frame = random_frame(rng)
+    with refused('join_google'): readers_disagree(frame)
+    answers = frame.Pneumothorax.where(rng.random(len(frame)) < .5)
+    found = readers_disagree(frame.assign(google_Pneumothorax=1 - answers))
+    assert list(found) == ['google_Pneumothorax'] and len(found) == (frame.role == 'train').sum()
+    assert (found.dropna() == 1).all(axis=None) and found.google_Pneumothorax.isna().equals(answers[found.index].isna())
+
+def test_a_trial_from_planting_to_suspicion(data, tmp_path, monkeypatch):
+    frame, store = data
+    names = ['random', 'loss', 'influence', 'cosine']
+    trial = lambda: planted_run(frame, store, RECIPE, 'one_finding', 3, tmp_path, 'Effusion', .2, names)
+    suspects, truth = trial()
+    assert list(suspects) == names and suspects.index.equals(frame.index[frame.role == 'train']) and truth.index.equals(suspects.index)
+    pd.testing.assert_frame_equal(trial()[0], suspects)
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1 # found again by what it is made of
+    known = what_is_known(frame, suspects.assign(self_influence=1.))
+    assert known.index.equals(suspects.index) and known.notna().all(axis=None)
+
+def test_retrainings_are_kept(data, tmp_path, monkeypatch):
+    frame, store = data
+    halves = half_subsets((frame.role == 'train').sum(), 2)
+    monkeypatch.setenv('LOKY_MAX_CPU_COUNT', '1')
+    losses = subset_losses(frame, store, RECIPE, halves, [0, 1], tmp_path)
+    assert losses.shape == (2, 2, (frame.role == 'validation').sum(), 14) and np.isfinite(losses).all()
+    assert len({losses[a, b].sum() for a in range(2) for b in range(2)}) == 4 == len(list(tmp_path.glob('*.parquet')))
+    def never(*_, **__): raise AssertionError('trained again')
+    monkeypatch.setattr(evidence, 'fit', never)
+    np.testing.assert_array_equal(subset_losses(frame, store, RECIPE, halves, [0, 1], tmp_path), losses)
+    with pytest.raises(AssertionError): retrained(frame, store, RECIPE, 0, 'test', tmp_path)
