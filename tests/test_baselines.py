@@ -9,7 +9,7 @@ from conftest import sentence
 from cxr_influence import baselines
 from cxr_influence.baselines import (VALUATIONS, agreement, aum, average_ranks, el2n, forgetting, gradient_lengths, head_inputs,
                                      knn_shapley, label_quality, margins, out_of_sample_probabilities, patient_folds, scale_logits,
-                                     suspicion, training_logits, targets_of, valuations)
+                                     standardised_loss, suspicion, training_logits, targets_of, valuations)
 from cxr_influence.batches import batches
 from cxr_influence.checkpoints import list_checkpoints
 from cxr_influence.labels import FINDINGS
@@ -17,7 +17,7 @@ from cxr_influence.models import head_name, make_model
 from cxr_influence.scoring import influence
 from cxr_influence.tracin import self_influence
 
-CHEAP = ['random', 'loss', 'worst_loss', 'el2n', 'aum', 'forgetting', 'knn_shapley']
+CHEAP = ['random', 'loss', 'worst_loss', 'standardised_loss', 'el2n', 'aum', 'forgetting', 'knn_shapley']
 
 @pytest.fixture
 def rng(): return np.random.default_rng()
@@ -65,6 +65,17 @@ def test_a_flipped_label_is_never_less_suspected_where_the_model_is_right(rng):
     wrong[:, k] = 1 - wrong[:, k]
     assert (aum(z, wrong) < aum(z, y)).all() and (el2n(z, wrong) > el2n(z, y)).all() and (forgetting(z, wrong) == 4).all()
     assert (forgetting(z, y) == 0).all()
+
+def test_standardised_loss_is_its_definition(rng):
+    losses, y = rng.exponential(rng.uniform(.1, 5, 14), size=(50, 14)), with_gaps(rng, rng.integers(2, size=(50, 14)).astype(float))
+    y[0], y[1:, 3] = np.nan, np.nan # nothing is known of an image, nothing of a finding
+    known = [[i for i in range(50) if not np.isnan(y[i, k])] for k in range(14)]
+    plain = [max(((losses[i, k] - np.mean(losses[known[k], k])) / np.std(losses[known[k], k], ddof=1)
+                  for k in range(14) if i in known[k]), default=-np.inf) for i in range(50)]
+    np.testing.assert_allclose(standardised_loss(losses, y), plain)
+    assert standardised_loss(losses, y)[0] == -np.inf
+    scale = rng.uniform(.1, 10, 14)
+    np.testing.assert_allclose(standardised_loss(losses * scale + scale, y), plain) # a finding's unit does not matter
 
 def test_scaling_keeps_order_and_meets_the_frequencies(rng):
     y = (rng.random((4000, 14)) < rng.uniform(.05, .5, 14)).astype('float32')
