@@ -6,9 +6,9 @@
 __all__ = ['KINDS', 'SHARES', 'check_plant', 'plant', 'only_finding', 'check_suspicion', 'found_against_inspected', 'found_at',
            'name_of', 'plain', 'planted_run', 'side_by_side', 'with_threads', 't_interval', 'over_seeds',
            'against_rival', 'plot_found', 'repairs', 'retrained', 'auroc_draws', 'gap_share', 'recovered',
-           'readers_disagree', 'half_subsets', 'lds', 'lds_interval', 'with_one', 'fit_heads', 'head_losses',
-           'head_influence', 'head_retrained', 'subset_losses', 'reliability', 'group_agreement', 'seeds_until',
-           'partial_rank_correlation', 'what_is_known', 'patient_share']
+           'readers_disagree', 'told_apart', 'half_subsets', 'lds', 'lds_interval', 'with_one', 'fit_heads',
+           'head_losses', 'head_influence', 'head_retrained', 'subset_losses', 'reliability', 'group_agreement',
+           'seeds_until', 'averaging_gain', 'partial_rank_correlation', 'what_is_known', 'patient_share']
 
 # %% ../nbs/11_evidence.ipynb #ev-imports
 import hashlib, json, os, tempfile
@@ -291,13 +291,15 @@ def recovered(
     whole, draws = ({key: np.stack([auroc_draws(one[key], right, n) for one in seeds]) for key in seeds[0]}
                     for n in [0, resamples])
     rows = {key: {'auroc': values.mean()} for key, values in whole.items()}
-    for kind, name in [key for key in whole if key[1]]:
-        (value, drawn), (others, others_drawn) = (
-            (gap_share(whole, key, np.mean), gap_share(draws, key, seed_means)) for key in [(kind, name), (kind, baseline)])
-        rows[kind, name] |= {'recovered': value, **dict(zip(['low', 'high'], interval(drawn)))}
-        if name == baseline: continue
-        low, high = interval(drawn - others_drawn)
-        rows[kind, name] |= {'over_random': value - others, 'over_low': low, 'over_high': high}
+    share = {key: gap_share(whole, key, np.mean) for key in whole if key[1]}
+    drawn = {key: gap_share(draws, key, seed_means) for key in share}
+    for key in share:
+        low, high = interval(drawn[key])
+        rows[key] |= {'recovered': share[key], 'low': low, 'high': high}
+        if key[1] == baseline: continue
+        random = key[0], baseline
+        low, high = interval(drawn[key] - drawn[random])
+        rows[key] |= {'over_random': share[key] - share[random], 'over_low': low, 'over_high': high}
     return pd.DataFrame(rows).T.rename_axis(['repair', 'by'])
 
 # %% ../nbs/11_evidence.ipynb #ev-readers
@@ -309,6 +311,22 @@ def readers_disagree(
     if not answers: raise InputError('The frame has no readers\' answers: join them, as with join_google(frame).')
     said = {name: (train[name] - nih_says(train, COUNTERPARTS[name])).abs() for name in answers}
     return pd.DataFrame(said)
+
+# %% ../nbs/11_evidence.ipynb #ev-told
+def told_apart(
+    suspects:pd.DataFrame, # index `image`; a column a valuation, high is suspected
+    wrong:pd.Series, # of training images: 1 wrong, 0 right, NaN nobody looked
+    patients:pd.Series, # of the same images
+    resamples:int=1000,
+) -> pd.DataFrame: # a row a valuation: `auroc`, `low`, `high`
+    "Tell wrong labels from right ones: AUROC with a 95 % interval over patients. Raises `InputError`."
+    known = wrong.dropna()
+    for name in suspects: check_suspicion(suspects.loc[known.index, name], known == 1)
+    given = np.tile(known.to_numpy()[:, None], suspects.shape[1]), suspects.loc[known.index].to_numpy('float64')
+    whole, draws = (bootstrap_auroc(*given, who, n, names=suspects.columns)
+                    for who, n in [(np.zeros(len(known)), 1), (patients[known.index].to_numpy(), resamples)])
+    low, high = interval(draws)
+    return pd.DataFrame({'auroc': whole.iloc[0], 'low': low, 'high': high}, suspects.columns)
 
 # %% ../nbs/11_evidence.ipynb #ev-halves
 def half_subsets(
@@ -446,6 +464,22 @@ def seeds_until(
     if len(enough): return int(enough[0])
     size, r = agreement.index[-1], agreement.correlation.iloc[-1]
     return int(np.ceil(size * level * (1 - r) / (r * (1 - level)))) if r > 0 else None
+
+# %% ../nbs/11_evidence.ipynb #ev-gain
+def averaging_gain(
+    averaged:np.ndarray, # (n,) scores averaged over models; positive helps
+    singles:np.ndarray, # (models, n) the scores of each
+    subsets:np.ndarray, # (count, n) bool
+    losses:np.ndarray, # (count,) measured after training on each subset
+    resamples:int=200,
+) -> dict: # `gain`, `low`, `high`
+    "Say what averaging adds to the LDS of one model, in the mean over the models."
+    def gain(i):
+        alone = lds(singles, subsets[i], np.tile(losses[i][:, None], len(singles)))
+        return lds(averaged, subsets[i], losses[i])[0] - np.nanmean(alone)
+    rng, n = np.random.default_rng(0), len(subsets)
+    low, high = interval([gain(i) for i in rng.integers(n, size=(resamples, n))])
+    return {'gain': gain(np.arange(n)), 'low': low, 'high': high}
 
 # %% ../nbs/11_evidence.ipynb #ev-partial
 def partial_rank_correlation(

@@ -10,10 +10,11 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from cxr_influence import evidence
 from cxr_influence.baselines import random_numbers
-from cxr_influence.evidence import (KINDS, against_rival, fit_heads, found_against_inspected, found_at, group_agreement, half_subsets,
-                                    head_influence, head_losses, head_retrained, lds, lds_interval, only_finding, over_seeds,
-                                    partial_rank_correlation, patient_share, plant, planted_run, readers_disagree, recovered, reliability,
-                                    repairs, retrained, seeds_until, subset_losses, what_is_known)
+from cxr_influence.evidence import (KINDS, against_rival, averaging_gain, fit_heads, found_against_inspected, found_at,
+                                    group_agreement, half_subsets, head_influence, head_losses, head_retrained, lds, lds_interval,
+                                    only_finding, over_seeds, partial_rank_correlation, patient_share, plant, planted_run,
+                                    readers_disagree, recovered, reliability, repairs, retrained, seeds_until, subset_losses,
+                                    told_apart, what_is_known)
 from cxr_influence.labels import FINDINGS, InputError
 from cxr_influence.losses import FocalLoss
 
@@ -239,6 +240,33 @@ def test_readers_disagree(rng):
     found = readers_disagree(frame.assign(google_Pneumothorax=1 - answers))
     assert list(found) == ['google_Pneumothorax'] and len(found) == (frame.role == 'train').sum()
     assert (found.dropna() == 1).all(axis=None) and found.google_Pneumothorax.isna().equals(answers[found.index].isna())
+
+def test_suspicions_are_held_against_readers(rng):
+    frame = random_frame(rng, 400)
+    train = frame.index[frame.role == 'train']
+    wrong = pd.Series((rng.random(len(train)) < .3) * 1., train).mask(rng.random(len(train)) < .3)
+    suspects = pd.DataFrame({'blind': rng.normal(size=len(train)), 'half': wrong.fillna(0) + rng.normal(size=len(train)),
+                             'knows': wrong.fillna(rng.random())}, train)
+    found, known = told_apart(suspects, wrong, frame.patient), wrong.dropna()
+    assert list(found.index) == list(suspects) and list(found) == ['auroc', 'low', 'high']
+    for name in suspects: assert np.isclose(found.auroc[name], roc_auc_score(known, suspects[name][known.index]))
+    assert (found.loc['knows'] == 1).all() and (found.low <= found.auroc).all() and (found.auroc <= found.high).all()
+    patients, draws = frame.patient[known.index], []
+    groups = [known.index[patients == patient] for patient in patients.unique()]
+    for _ in range(1500): # the plain way: patients drawn with replacement, their images stacked
+        names = np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])
+        draws.append(roc_auc_score(known[names], suspects.half[names]))
+    assert np.allclose(found.loc['half', ['low', 'high']].to_numpy(float), np.quantile(draws, [.025, .975]), atol=.03)
+    with refused('nothing to tell apart'): told_apart(suspects, wrong * 0, frame.patient)
+    with refused('half has no number'): told_apart(suspects.assign(half=np.nan), wrong, frame.patient)
+
+def test_the_gain_of_averaging(rng):
+    subsets, true = half_subsets(150, 60, seed=int(rng.integers(1e6))), rng.normal(size=150)
+    singles, losses = true + 1.5 * rng.normal(size=(6, 150)), -(subsets @ true)
+    found = averaging_gain(singles.mean(0), singles, subsets, losses)
+    plain = lds(singles.mean(0), subsets, losses)[0] - np.mean([lds(one, subsets, losses)[0] for one in singles])
+    assert np.isclose(found['gain'], plain) and 0 < found['low'] < plain < found['high']
+    assert set(averaging_gain(singles[0], singles[[0]], subsets, losses).values()) == {0}
 
 def test_a_trial_from_planting_to_suspicion(data, tmp_path, monkeypatch):
     frame, store = data
