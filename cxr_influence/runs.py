@@ -60,13 +60,14 @@ def run_facts(
     parameters:dict,
 ) -> dict:
     "Say what is run, by which code, on what."
+    code = '\n'.join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == 'code')
     def git(*words):
         try: return subprocess.run(['git', *words], cwd=path.parent, capture_output=True, text=True).stdout.strip()
         except OSError: return ''
     return dict(experiment=path.stem, parameters=parameters, commit=git('rev-parse', '--short', 'HEAD'),
                 changed_since=bool(git('status', '--porcelain', '--untracked-files=no')), device=str(best_device()),
                 python=platform.python_version(), torch=torch.__version__, cores=os.cpu_count(),
-                template=hashlib.sha256(path.read_bytes()).hexdigest()[:12])
+                template=hashlib.sha256(code.encode()).hexdigest()[:12])
 
 # %% ../nbs/13_runs.ipynb #3cd5e66a
 def run(
