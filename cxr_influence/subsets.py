@@ -116,7 +116,8 @@ def read_scores(
     if not Path(path).is_file(): raise InputError(f'No scores at {path}: compute them with `cxr_influence --output {path}`.')
     try: scores = pd.read_csv(path)
     except ValueError as error: raise InputError(f'{path} cannot be read as a CSV: {error}') from None
-    if not {'image', *columns} <= set(scores): raise InputError(f'{path} lacks the columns {" and ".join(["image", *columns])}.')
+    if not {'image', *columns} <= set(scores):
+        raise InputError(f'{path} lacks the columns {" and ".join(["image", *columns])}.')
     scores = scores.set_index('image')
     for problem, bad in [('scores an image twice', scores.index.duplicated()),
                          *[(f'has no {name} for an image', scores[name].isna()) for name in columns]]:
@@ -145,8 +146,9 @@ def subset_grid(
     grid = [('all', 'all', 'all', 0., seed, train) for seed in seeds]
     for mode, rule in product(fractions, rules):
         for name, values in {'chance': chance}.items() if rule in ('random', 'stratified') else scores.items():
-            grid += [(str(name), mode, rule, fraction, seed, kept_images(values, mode, rule, fraction, seed, frame, whole_patients))
-                     for fraction, seed in product(fractions[mode], seeds)]
+            for share, seed in product(fractions[mode], seeds):
+                kept = kept_images(values, mode, rule, share, seed, frame, whole_patients)
+                grid.append((str(name), mode, rule, share, seed, kept))
     return pd.DataFrame(grid, columns=[*LABELS, 'kept'])
 
 # %% ../nbs/10_subsets.ipynb #sub033
@@ -188,7 +190,7 @@ def retrain(
     seed:int,
     device=None,
     epochs:int|None=None, # the baseline's, where not given
-    folder:str|Path|None=None, # for checkpoints, from which a stopped retraining goes on; a temporary one, where not given
+    folder:str|Path|None=None, # for checkpoints, from which a stopped retraining goes on; else a temporary one
 ) -> tuple: # a dict of results, and the test images' probabilities
     "Train on some of the training images by the baseline's recipe, and evaluate once."
     start, settings = time.perf_counter(), baseline.settings() | ({'epochs': epochs} if epochs else {})
@@ -205,8 +207,8 @@ def retrain(
     return row | summarise(evaluation) | {'seconds': round(time.perf_counter() - start, 1)}, evaluation.probabilities
 
 # %% ../nbs/10_subsets.ipynb #sub042
-RECIPE = ('backbone', 'weights', 'loss', 'epochs', 'batch_size', 'peak_learning_rate', 'weight_decay', 'warmup', 'clip', 'ema',
-          'mixed_precision', 'seed', 'image_size', 'data')
+RECIPE = ('backbone', 'weights', 'loss', 'epochs', 'batch_size', 'peak_learning_rate', 'weight_decay', 'warmup', 'clip',
+          'ema', 'mixed_precision', 'seed', 'image_size', 'data')
 
 def retraining_name(
     kept:pd.Index,
@@ -255,7 +257,8 @@ def as_they_end(
 ): # yields what each returns
     "Retrain side by side."
     if executor:
-        for done in as_completed([executor.submit(retrain_into, path, None, *rest) for path, *rest in calls]): yield done.result()
+        waiting = [executor.submit(retrain_into, path, None, *rest) for path, *rest in calls]
+        for done in as_completed(waiting): yield done.result()
     else:
         workers = min(cpu_count(), len(calls), 8) if best_device().type == 'cpu' else 1
         threads = cpu_count() // workers if workers > 1 else None
@@ -272,21 +275,23 @@ def retrain_all(
 ) -> None:
     "Do all retrainings. Raises `InputError` that names one that failed, after all others have ended."
     cost = (jobs.kept.map(len) * jobs.epochs).sort_values(ascending=False)
-    calls = [(path, job.kept, baseline, store, frame, int(job.seed), None, int(job.epochs)) for path, job in jobs.loc[cost.index].iterrows()]
-    failed, ended = {}, 0
+    calls = [(path, job.kept, baseline, store, frame, int(job.seed), None, int(job.epochs))
+             for path, job in jobs.loc[cost.index].iterrows()]
+    failed, ended, work = {}, 0, dict(total=int(cost.sum()), desc='retraining', unit='image', unit_scale=True)
     try:
-        with quiet_bars(), tqdm(total=int(cost.sum()), desc='retraining', unit='image', unit_scale=True, leave=False) as bar:
+        with quiet_bars(), tqdm(**work, leave=False) as bar:
             for path, error in as_they_end(calls, executor):
                 if error: failed[path] = error
                 ended += 1
                 bar.set_postfix_str(f'{ended} of {len(jobs)} retrainings')
                 bar.update(int(cost[path]))
-    except BrokenExecutor: raise InputError(f'A retraining\'s process was killed, for lack of memory perhaps. {ended} of {len(jobs)} '
-                                            'retrainings are done, and the same call goes on from there.') from None
+    except BrokenExecutor:
+        raise InputError(f'A retraining\'s process was killed, for lack of memory perhaps. {ended} of {len(jobs)} retrainings '
+                         'are done, and the same call goes on from there.') from None
     if failed:
         path, error = next(iter(failed.items()))
-        raise InputError(f'{len(failed)} of {len(jobs)} retrainings failed and the others are kept; the same call tries these again. '
-                         f'{describe_job(jobs.loc[path])}: {error} (see {path}.error)')
+        raise InputError(f'{len(failed)} of {len(jobs)} retrainings failed and the others are kept; the same call tries '
+                         f'these again. {describe_job(jobs.loc[path])}: {error} (see {path}.error)')
 
 def describe_job(job:pd.Series) -> str: # such as `influence, remove top 0.4, seed 0`
     return f'{job.valuation}, {job["mode"]} {job.rule} {job.fraction:g}, seed {job.seed}'
@@ -310,8 +315,8 @@ def run_subsets(
     jobs = jobs[[not path.with_suffix('.json').is_file() for path in jobs.index]]
     out.mkdir(parents=True, exist_ok=True)
     if len(jobs): retrain_all(jobs[~jobs.index.duplicated()], baseline, store, frame, executor)
-    results = pd.DataFrame([json.loads((out / f'{name}.json').read_text()) | {'retrained': str(out / name)} for name in names])
-    return grid[LABELS].reset_index(drop=True).assign(budget=budget).join(results)
+    results = [json.loads((out / f'{name}.json').read_text()) | {'retrained': str(out / name)} for name in names]
+    return grid[LABELS].reset_index(drop=True).assign(budget=budget).join(pd.DataFrame(results))
 
 # %% ../nbs/10_subsets.ipynb #sub056
 def weighted_f1(
@@ -353,7 +358,8 @@ def resample_findings(
         target = tested[finding].to_numpy(float)
         known = ~np.isnan(target)
         if len(np.unique(target[known])) == 2:
-            values[i] = RESAMPLED[metric](target[known], probabilities[finding].to_numpy()[known], weights[:, known], thresholds[i])
+            given = target[known], probabilities[finding].to_numpy()[known], weights[:, known]
+            values[i] = RESAMPLED[metric](*given, thresholds[i])
     return np.vstack([values, np.nanmean(values, axis=0)])
 
 # %% ../nbs/10_subsets.ipynb #sub061
@@ -371,8 +377,10 @@ def subset_draws(
     for row in rows.to_dict('records'):
         probabilities = pd.read_parquet(f'{row["retrained"]}.parquet')
         tested = frame.loc[probabilities.index]
-        if weights is None: weights = np.vstack([np.ones(len(tested), 'int32'), patient_weights(tested.patient, resamples)])
-        values.append(resample_findings(metric, tested, probabilities, weights, [row[f'threshold_{finding}'] for finding in FINDINGS]))
+        if weights is None:
+            weights = np.vstack([np.ones(len(tested), 'int32'), patient_weights(tested.patient, resamples)])
+        thresholds = [row[f'threshold_{finding}'] for finding in FINDINGS]
+        values.append(resample_findings(metric, tested, probabilities, weights, thresholds))
     columns = pd.MultiIndex.from_product([[*FINDINGS, 'macro'], range(resamples + 1)], names=['finding', 'resample'])
     return pd.DataFrame(np.stack(values).reshape(len(rows), -1), pd.MultiIndex.from_frame(rows[KEYS]), columns)
 
@@ -407,7 +415,8 @@ def compare(
             low, high = interval(seed_means(group[finding].iloc[:, 1:].to_numpy()))
             row |= dict(difference=group[finding][0].mean(), low=low, high=high, spread=group[finding][0].std())
         table.append(row)
-    return pd.DataFrame(table).reindex(columns=[*GROUP, 'finding', 'seeds', 'value', 'difference', 'low', 'high', 'spread'])
+    columns = [*GROUP, 'finding', 'seeds', 'value', 'difference', 'low', 'high', 'spread']
+    return pd.DataFrame(table).reindex(columns=columns)
 
 # %% ../nbs/10_subsets.ipynb #sub073
 CURVE = ['valuation', 'mode', 'rule', 'budget']
@@ -469,14 +478,16 @@ def compressibility(
                 before = max(at - 1, 0)
                 weight = (share - kept[before]) / (kept[at] - kept[before]) if at else 0.
                 ratio = (1 - weight) * ratios[before] + weight * ratios[at]
-                row |= dict(zip(['kept_excess', 'low', 'high'], [ratio[:, 0].mean(), *interval(seed_means(ratio[:, 1:]))]))
+                low, high = interval(seed_means(ratio[:, 1:]))
+                row |= dict(kept_excess=ratio[:, 0].mean(), low=low, high=high)
             rows.append(row)
     return pd.DataFrame(rows)
 
 # %% ../nbs/10_subsets.ipynb #sub081
 def list_subsets(table:pd.DataFrame) -> str: # rows of `compare`, as words
-    return '; '.join(f'{row.mode} {row.fraction:.0%} by {row.valuation}, {row.rule} ({row.difference:+.3f} [{row.low:+.3f}, '
-                     f'{row.high:+.3f}])' for row in table.itertuples()) or 'none'
+    words = [f'{row.mode} {row.fraction:.0%} by {row.valuation}, {row.rule} ({row.difference:+.3f} '
+             f'[{row.low:+.3f}, {row.high:+.3f}])' for row in table.itertuples()]
+    return '; '.join(words) or 'none'
 
 def verdict(
     table:pd.DataFrame, # as from `compare` with random
@@ -486,12 +497,16 @@ def verdict(
     "Say what the intervals support, and what they do not."
     table, narrowest = table.dropna(subset='low'), redundant.narrowest.min()
     better, worse, passed = table[table.low > 0], table[table.high < 0], redundant[redundant.redundancy > 0]
-    can_go = '; '.join(f'{row.redundancy:.0%} ({row.mode} by {row.valuation}, {row.rule})' for row in passed.itertuples())
-    lines = [f'Of {len(table)} comparisons with random subsets of the same size, over {table.seeds.min()} seed(s), **{len(better)}** '
-             f'are above random and **{len(worse)}** below; {len(table) - len(better) - len(worse)} are not told from chance. If no '
-             f'rule differed from random, about {len(table) / 20:.1g} would seem to.',
+    can_go = [f'{row.redundancy:.0%} ({row.mode} by {row.valuation}, {row.rule})' for row in passed.itertuples()]
+    untold = len(table) - len(better) - len(worse)
+    lines = [f'Of {len(table)} comparisons with random subsets of the same size, over {table.seeds.min()} seed(s), '
+             f'**{len(better)}** are above random and **{len(worse)}** below; {untold} are not told from chance. If no rule '
+             f'differed from random, about {len(table) / 20:.1g} would seem to.',
              f'Above random: {list_subsets(better)}.', f'Below random: {list_subsets(worse)}.',
-             f'Redundancy, within {margin:g} AUROC of all images: {can_go or "no share that was tried is shown to be superfluous"}.']
-    if narrowest > margin: lines.append(f'The narrowest interval is ±{narrowest:.3f}: this test set, with these seeds, cannot show any.')
-    if table.seeds.max() == 1: lines.append('With one seed the intervals know nothing of the spread between retrainings.')
+             f'Redundancy, within {margin:g} AUROC of all images: '
+             f'{"; ".join(can_go) or "no share that was tried is shown to be superfluous"}.']
+    if narrowest > margin:
+        lines.append(f'The narrowest interval is ±{narrowest:.3f}: this test set, with these seeds, cannot show any.')
+    if table.seeds.max() == 1:
+        lines.append('With one seed the intervals know nothing of the spread between retrainings.')
     return '\n\n'.join(lines)
