@@ -1,5 +1,5 @@
 "The rivals: their laws, KNN-Shapley by its definition, what is kept, and every refusal in one sentence."
-import itertools, json
+import itertools, json, os, subprocess, sys
 
 import numpy as np
 import pandas as pd
@@ -263,3 +263,28 @@ def test_suspicion_turns_and_ranks_average(all_of_them, rng):
     pd.testing.assert_frame_equal(average_ranks([table, other]), (table.rank() + other.rank()) / 2)
     assert 'same data' in sentence(average_ranks, [table, table[::-1]]) and 'other rows' in sentence(average_ranks, [table, table[['loss']]])
     assert 'No tables' in sentence(average_ranks, [])
+
+# Several processes
+
+SCRIPT = '''
+import sys
+from cxr_influence.baselines import valuations
+from cxr_influence.batches import open_data
+if __name__ == '__main__':
+    root, checkpoints, out = sys.argv[1:]
+    frame, store = open_data(root, 64)
+    valuations(checkpoints, store, frame, out, folds=2, device='cpu')
+'''
+
+def test_two_processes_value_as_one(phantom, checkpoints, all_of_them, tmp_path):
+    (tmp_path/'script.py').write_text(SCRIPT)
+    environment = os.environ | {'TQDM_DISABLE': '1', 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
+    call = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes=2', '--num_machines=1',
+            '--main_process_port=0', '--mixed_precision=no', '--dynamo_backend=no', tmp_path/'script.py', phantom, checkpoints]
+    done = subprocess.run([*map(str, call), str(tmp_path/'out')], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = all_of_them[0], pd.read_parquet(tmp_path/'out/valuations.parquet')
+    assert two.index.equals(one.index) and list(two) == list(one)
+    for name in one.columns.drop('confident'): # whose folds are trained by two, and rounded otherwise
+        np.testing.assert_allclose(two[name], one[name], rtol=0, atol=5e-3 * one[name].abs().max(), err_msg=name)
+    assert two.confident.corr(one.confident, method='spearman') > .7
