@@ -93,7 +93,8 @@ def cxr_baseline(
         changes = dict(image_size=image_size or None, backbone=backbone or None, weights=weights or None, loss=loss,
                        epochs=epochs or None, batch_size=batch_size or None, learning_rate=learning_rate or None)
         settings, _ = get_recipe(recipe, **changes), find_files(data)
-        if not any(Path(checkpoints).glob('*/*.json')): make_model(settings['backbone'], settings['weights'], 0, settings['image_size'])
+        if not any(Path(checkpoints).glob('*/*.json')):
+            make_model(settings['backbone'], settings['weights'], 0, settings['image_size'])
         folder = run('baseline', again=True, data=data, n=n or None, on_error='skip' if skip else 'raise',
                      checkpoints=checkpoints, seed=seed, recipe=recipe, **changes)
         if folder is None: return # another process has the results

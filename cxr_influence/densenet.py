@@ -317,7 +317,8 @@ def is_densenet(
     model:nn.Module,
 ) -> bool:
     "Whether a network is laid out exactly as torchvision lays out a DenseNet of its sizes."
-    if type(model) is not DenseNet or any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()): return False
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    if type(model) is not DenseNet or hooked: return False
     if len([*model.parameters()]) != len([*model.named_parameters(remove_duplicate=False)]): return False
     try: return repr(model) == repr(twin(model))
     except (AttributeError, LookupError): return False # a layer is not there, or of another kind

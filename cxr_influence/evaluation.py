@@ -51,5 +51,6 @@ def evaluate_checkpoint(
         thresholds = choose_thresholds(targets['validation'], scale(logits['validation']))
         tables.append(evaluate(targets['test'], scale(logits['test']), thresholds, known['test'].patient.to_numpy()))
     held_out = held_out_scaling(targets['validation'], logits['validation'], known['validation'].patient.to_numpy())
-    scaled, held_out = (pd.DataFrame(p, known[role].index, list(FINDINGS)) for role, p in [('test', platt(logits['test'])), ('validation', held_out)])
+    table = lambda p, role: pd.DataFrame(p, known[role].index, list(FINDINGS))
+    scaled, held_out = table(platt(logits['test']), 'test'), table(held_out, 'validation')
     return Evaluation(tables[1], scaled, thresholds, platt, tables[0], logits['test'], held_out)

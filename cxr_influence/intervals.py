@@ -75,7 +75,8 @@ def paired_difference(
     seed:int=0,
 ) -> pd.DataFrame: # index the findings and `macro`; `difference` of AUROC, `low`, `high`
     "AUROC of one model minus that of another, with an interval over the same drawn patients. Raises `InputError`."
-    if np.shape(one) != np.shape(other): raise InputError(f'Predictions of {np.shape(one)} and {np.shape(other)}: give the same images.')
+    if np.shape(one) != np.shape(other):
+        raise InputError(f'Predictions of {np.shape(one)} and {np.shape(other)}: give the same images.')
     def differences(patients, resamples):
         gains = (bootstrap_auroc(targets, p, patients, resamples, seed) for p in [one, other])
         gains = next(gains) - next(gains)

@@ -180,7 +180,8 @@ def xrv_weights(
     weight, bias = head.weight.detach().clone(), head.bias.detach().clone()
     for row, finding in enumerate(FINDINGS):
         if finding in theirs.targets:
-            weight[row], bias[row] = (p[theirs.targets.index(finding)].detach() for p in (theirs.classifier.weight, theirs.classifier.bias))
+            place = theirs.targets.index(finding)
+            weight[row], bias[row] = theirs.classifier.weight[place].detach(), theirs.classifier.bias[place].detach()
     file = getattr(theirs, 'weights_filename_local', None)
     digest = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
     return {**state, 'classifier.weight': weight, 'classifier.bias': bias}, {'source': f'torchxrayvision, {name}', 'sha256': digest}
@@ -199,7 +200,8 @@ def make_model(
         model = make_network(backbone, image_size)
     model.weights_facts, kind = {'source': 'random', 'seed': seed}, str(weights)
     if kind == 'random': return model
-    if kind.startswith('xrv:') and backbone != 'densenet121': raise InputError(f'weights={kind} are of densenet121: use that backbone.')
+    if kind.startswith('xrv:') and backbone != 'densenet121':
+        raise InputError(f'weights={kind} are of densenet121: use that backbone.')
     read = imagenet_weights if kind == 'imagenet' else partial(file_weights, kind)
     state, facts = xrv_weights(kind[4:], model.classifier) if kind.startswith('xrv:') else read(backbone)
     load_weights(model, fit_names(state, backbone, image_size), kind)

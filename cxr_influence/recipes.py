@@ -173,4 +173,5 @@ def describe_recipe(
     settings = ', '.join(f'{key} {value:.3g}' if isinstance(value, float) else f'{key} {value}'
                          for key, value in recipe(name).items())
     means = ', '.join(f'{column}: {mean}' for column, mean in published(name).loc['macro'].items())
-    return pd.Series({'settings': settings, 'differs': DIFFERS[name], 'source': SOURCES.get(name, 'this project'), 'published': means}, name=name)
+    source = SOURCES.get(name, 'this project')
+    return pd.Series({'settings': settings, 'differs': DIFFERS[name], 'source': source, 'published': means}, name=name)

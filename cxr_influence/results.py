@@ -53,7 +53,8 @@ def average_draws(
 ) -> np.ndarray: # (resamples, 17)
     "Resample the AUROC of every finding and of their averages."
     draws = bootstrap_auroc(targets, probabilities, patients, resamples)
-    pooled = bootstrap_auroc(targets.reshape(-1, 1), probabilities.reshape(-1, 1), np.repeat(patients, len(FINDINGS)), resamples, names=['micro'])
+    flat = targets.reshape(-1, 1), probabilities.reshape(-1, 1), np.repeat(patients, len(FINDINGS))
+    pooled = bootstrap_auroc(*flat, resamples, names=['micro'])
     weights = np.nansum(targets, axis=0) * draws.notna()
     weighted = (draws.fillna(0) * weights).sum(axis=1) / weights.sum(axis=1).where(lambda total: total > 0)
     return np.column_stack([draws, draws.mean(axis=1), pooled, weighted])

@@ -308,7 +308,8 @@ def gradient_scores(
         gradients, losses = with_a_word(unknown, vmap_gradients, model, loss, x, y, directions)
         for owner in dict.fromkeys(name.rpartition('.')[0] for name in gradients):
             found[owner] = measure({name: g for name, g in gradients.items() if name.rpartition('.')[0] == owner})
-    return Scores(sum(own for own, _ in found.values()), sum(own for _, own in found.values()), losses, {name: own for name, (own, _) in found.items()})
+    products, squares = (sum(own) for own in zip(*found.values()))
+    return Scores(products, squares, losses, {name: own for name, (own, _) in found.items()})
 
 # %% ../nbs/08_tracin.ipynb #a9364d6b
 def layer_squares(
