@@ -6,9 +6,9 @@
 __all__ = ['MODES', 'RULES', 'FRACTIONS', 'LABELS', 'BUDGETS', 'RECIPE', 'RESAMPLED', 'KEYS', 'RIVALS', 'GROUP', 'CURVE',
            'order_units', 'nearest_count', 'choose_stratified', 'check_choice', 'kept_images', 'count_findings',
            'read_scores', 'subset_grid', 'count_steps', 'budget_epochs', 'keep_best', 'summarise', 'retrain',
-           'retraining_name', 'retrain_into', 'quiet_bars', 'as_they_end', 'retrain_all', 'describe_job', 'run_subsets',
-           'weighted_f1', 'weighted_ece', 'resample_findings', 'subset_draws', 'minus', 'compare', 'curve_draws',
-           'leaving_share', 'redundancy', 'compressibility', 'list_subsets', 'verdict']
+           'retraining_name', 'retrain_into', 'keep_retraining', 'quiet_bars', 'as_they_end', 'retrain_all',
+           'describe_job', 'run_subsets', 'weighted_f1', 'weighted_ece', 'resample_findings', 'subset_draws', 'minus',
+           'compare', 'curve_draws', 'leaving_share', 'redundancy', 'compressibility', 'list_subsets', 'verdict']
 
 # %% ../nbs/10_subsets.ipynb #sub003
 import hashlib, json, os, shutil, tempfile, time, traceback
@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from joblib import Parallel, cpu_count, delayed
 from tqdm import tqdm
 
@@ -227,20 +228,28 @@ def retrain_into(
     threads:int|None, # cores to use; as many as there are, where not given
     *arguments, # of `retrain`, up to `epochs`
 ) -> tuple: # the path, and what went wrong, if anything
-    "Retrain once and keep the result, the row last."
+    "Retrain once and keep the result."
     if threads: torch.set_num_threads(threads)
+    scratch = path.with_suffix('.training')
     try:
-        row, probabilities = retrain(*arguments, folder=path.with_suffix('.training') / 'checkpoints')
-        probabilities.to_parquet(path.with_suffix('.part'))
-        os.replace(path.with_suffix('.part'), path.with_suffix('.parquet'))
-        path.with_suffix('.part').write_text(json.dumps(row))
-        os.replace(path.with_suffix('.part'), path.with_suffix('.json'))
+        with FileLock(path.with_suffix('.lock')): # waits where another sweep is at the very same
+            if not path.with_suffix('.json').is_file():
+                keep_retraining(path, *retrain(*arguments, folder=scratch / 'checkpoints'))
     except Exception as error:
         path.with_suffix('.error').write_text(traceback.format_exc())
         return path, f'{error if isinstance(error, InputError) else repr(error)}'
-    shutil.rmtree(path.with_suffix('.training'), ignore_errors=True)
+    finally: path.with_suffix('.lock').unlink(missing_ok=True)
+    shutil.rmtree(scratch, ignore_errors=True)
     path.with_suffix('.error').unlink(missing_ok=True)
     return path, None
+
+def keep_retraining(path:Path, row:dict, probabilities:pd.DataFrame) -> None:
+    "Write a retraining's results, the row last."
+    part = path.with_suffix('.part')
+    probabilities.to_parquet(part)
+    os.replace(part, path.with_suffix('.parquet'))
+    part.write_text(json.dumps(row))
+    os.replace(part, path.with_suffix('.json'))
 
 # %% ../nbs/10_subsets.ipynb #sub047
 @contextmanager

@@ -261,6 +261,17 @@ rows = run_subsets(grid, checkpoints, open_store(store), frame, 'epochs', out)
 print(len(rows), rows.auroc.notna().all())
 '''
 
+def test_two_sweeps_that_meet_train_once(tmp_path, monkeypatch):
+    seen = []
+    def slow(*arguments, folder):
+        seen.append(folder)
+        time.sleep(.5)
+        return {'auroc': .5}, pd.DataFrame({'Effusion': [.1]})
+    monkeypatch.setattr(subsets, 'retrain', slow)
+    with ThreadPoolExecutor(3) as pool: done = list(pool.map(lambda _: subsets.retrain_into(tmp_path/'one', None), range(3)))
+    assert len(seen) == 1 and done == [(tmp_path/'one', None)] * 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['one.json', 'one.parquet']
+
 def test_a_killed_sweep_goes_on(phantom, data, checkpoints, tmp_path):
     script, out = tmp_path/'sweep.py', tmp_path/'out'
     script.write_text(SWEEP)
