@@ -96,11 +96,11 @@ def lay_panels(
     table:pd.DataFrame, # with `valuation`
     width:float, # inches, of a panel
     height:float,
-    across:int=3, # panels in a row
 ) -> tuple: # the figure; (axes, valuation, its rows and those of chance), one a panel
     "Lay out a panel for every valuation."
     names = [name for name in table.valuation.unique() if name not in ('all', 'chance')] or ['chance']
-    down, across = -(-len(names) // across), min(across, len(names))
+    across = 2 if len(names) == 4 else min(3, len(names))
+    down = -(-len(names) // across)
     figure, axes = plt.subplots(down, across, figsize=(2 + width * across, height * down), sharey=True,
                                 squeeze=False, layout='constrained')
     for ax in axes.flat[len(names):]: ax.remove()
@@ -192,8 +192,9 @@ def plot_finding_differences(
         ax.axvline(0, color='k', lw=.8)
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.set_xlabel(f'{metric.upper()} minus {against}')
+        ax.tick_params(axis='y', labelsize=8)
     words = [f'{finding.replace("_", " ")} ({positives[finding]:.0f})' for finding in order]
-    panels[0][0].set_yticks(range(len(order)), words, fontsize=8)
+    panels[0][0].set_yticks(range(len(order)), words)
     panels[0][0].set_ylim(len(order) - .5, -.5)
     figure.suptitle(f'{table["mode"].iloc[0].title()} {table.fraction.iloc[0]:.0%} of the images', fontsize=10)
     return close_with_legend(figure)
