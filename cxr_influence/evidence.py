@@ -321,8 +321,9 @@ def told_apart(
 ) -> pd.DataFrame: # a row a valuation: `auroc`, `low`, `high`
     "Tell wrong labels from right ones: AUROC with a 95 % interval over patients. Raises `InputError`."
     known = wrong.dropna()
-    for name in suspects: check_suspicion(suspects.loc[known.index, name], known == 1)
-    given = np.tile(known.to_numpy()[:, None], suspects.shape[1]), suspects.loc[known.index].to_numpy('float64')
+    suspects = suspects.reindex(known.index)
+    for name in suspects: check_suspicion(suspects[name], known == 1)
+    given = np.tile(known.to_numpy()[:, None], suspects.shape[1]), suspects.to_numpy('float64')
     whole, draws = (bootstrap_auroc(*given, who, n, names=suspects.columns)
                     for who, n in [(np.zeros(len(known)), 1), (patients[known.index].to_numpy(), resamples)])
     low, high = interval(draws)

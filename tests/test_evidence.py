@@ -259,9 +259,10 @@ def test_suspicions_are_held_against_readers(rng):
     assert np.allclose(found.loc['half', ['low', 'high']].to_numpy(float), np.quantile(draws, [.025, .975]), atol=.03)
     with refused('nothing to tell apart'): told_apart(suspects, wrong * 0, frame.patient)
     with refused('half has no number'): told_apart(suspects.assign(half=np.nan), wrong, frame.patient)
+    with refused('blind has no number', known.index[0]): told_apart(suspects.drop(known.index[0]), wrong, frame.patient)
 
 def test_the_gain_of_averaging(rng):
-    subsets, true = half_subsets(150, 60, seed=int(rng.integers(1e6))), rng.normal(size=150)
+    subsets, true = half_subsets(150, 150, seed=int(rng.integers(1e6))), rng.normal(size=150)
     singles, losses = true + 1.5 * rng.normal(size=(6, 150)), -(subsets @ true)
     found = averaging_gain(singles.mean(0), singles, subsets, losses)
     plain = lds(singles.mean(0), subsets, losses)[0] - np.mean([lds(one, subsets, losses)[0] for one in singles])
