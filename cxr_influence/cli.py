@@ -172,7 +172,8 @@ def cxr_demo(
         folders.append(step(2, 'scoring every training image', 'influence', **done))
         for number, mode in [(3, 'remove'), (4, 'select')]:
             folders.append(step(number, f'training again: {mode} by influence, and at random', 'subsets', mode=mode, **done,
-                                scores=str(results / 'influence.csv'), seeds=grid['seeds'], fractions=grid[mode], rules=RIVALS))
+                                scores=str(results / 'influence.csv'), valuations=['influence', 'loss'],
+                                seeds=grid['seeds'], fractions=grid[mode], rules=RIVALS))
         print('\nOpen', report(folders, results / 'report.html', opening(results, root), f'cxr_influence: {root}'))
 
 # %% ../nbs/14_cli.ipynb #4e1ca51e
