@@ -2,7 +2,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 config = ConfigParser(delimiters=['='])
@@ -19,7 +19,7 @@ setup(
     extras_require={'optional': cfg['optional_requirements'].split(),
                     'dev': cfg['dev_requirements'].split() + cfg['optional_requirements'].split()},
     # the experiments are notebooks, and part of the program: they ship inside the package
-    packages=['cxr_influence', 'cxr_influence.experiments'],
+    packages=[*find_packages(include=['cxr_influence', 'cxr_influence.*']), 'cxr_influence.experiments'],
     package_dir={'cxr_influence': 'cxr_influence', 'cxr_influence.experiments': 'nbs/experiments'},
     package_data={'cxr_influence.experiments': ['*.ipynb']},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['cxr_influence=cxr_influence._modidx:d']},

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest, torch
 
-from cxr_influence.data import read_nih
-from cxr_influence.images import decode
-from cxr_influence.labels import InputError
-from cxr_influence.phantom import make_phantom
-from cxr_influence.training import fit
+from cxr_influence.data.nih import read_nih
+from cxr_influence.data.store import decode
+from cxr_influence.data.labels import InputError
+from cxr_influence.phantom.dataset import make_phantom
+from cxr_influence.training.loop import fit
 
 REAL = Path(os.environ.get('NIH14', Path(__file__).resolve().parents[2]/'shared/nih14-mini'))
 

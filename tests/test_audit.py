@@ -7,12 +7,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from cxr_influence.audit import (describe_pairs, find_duplicates, near_pairs, perceptual_hashes, pixel_difference,
-                                 plot_co_occurrence, plot_roles, role_shares, share_by_patient, show_pairs)
-from cxr_influence.data import read_nih
-from cxr_influence.images import decode
-from cxr_influence.labels import FINDINGS, InputError
-from cxr_influence.phantom import make_phantom, read_truth
+from cxr_influence.data.audit import (_describe_pairs, find_duplicates, _near_pairs,
+    _perceptual_hashes, _pixel_difference, plot_co_occurrence, plot_splits, split_shares,
+    shared_by_patient, show_duplicates)
+from cxr_influence.data.nih import read_nih
+from cxr_influence.data.store import decode
+from cxr_influence.data.labels import FINDINGS, InputError
+from cxr_influence.phantom.dataset import make_phantom, read_truth
 
 def jpeg(pixels):
     file = io.BytesIO()
@@ -31,10 +32,10 @@ def clean(tmp_path_factory):
     frame = read_nih(root)
     return frame, decode(frame, root, 128, root.parent/'store')
 
-def plant(clean, change, rows, role='test'):
+def plant(clean, change, rows, split='test'):
     "Add changed copies of the rows, as test images of patients of their own."
     frame, store = clean
-    copies = frame.iloc[rows].assign(patient=range(10**6, 10**6 + len(rows)), role=role)
+    copies = frame.iloc[rows].assign(patient=range(10**6, 10**6 + len(rows)), split=split)
     copies.index = [f'copy{row:04d}.png' for row in rows]
     both = pd.concat([frame, copies])
     both.index.name = 'image'
@@ -44,9 +45,9 @@ def plant(clean, change, rows, role='test'):
 @pytest.mark.parametrize('change', CHANGES)
 def test_a_planted_copy_is_found_and_comes_first(clean, change):
     frame, store = clean
-    rows = np.flatnonzero(frame.role == 'train')[5:85:8]
+    rows = np.flatnonzero(frame.split == 'train')[5:85:8]
     found = find_duplicates(*plant(clean, CHANGES[change], rows))
-    crossing = found[found.role != found.other_role]
+    crossing = found[found.split != found.other_role]
     pairs = set(zip(crossing.image, crossing.other))
     planted = {(frame.index[row], f'copy{row:04d}.png') for row in rows}
     more = [frame.patient[image] == frame.patient.iloc[int(other[4:8])] for image, other in pairs - planted]
@@ -64,14 +65,14 @@ def test_strangers_are_not_reported(clean):
 
 def test_the_order_of_alarm(clean):
     frame, store = clean
-    row, = np.flatnonzero(frame.role == 'train')[[3]]
-    copies = {role: plant(clean, CHANGES['as it is'], [row], role) for role in ('test', 'train')}
+    row, = np.flatnonzero(frame.split == 'train')[[3]]
+    copies = {split: plant(clean, CHANGES['as it is'], [row], split) for split in ('test', 'train')}
     both = pd.concat([copies['test'][0], copies['train'][0].iloc[-1:].rename(index=lambda name: 'a' + name)])
     pixels = np.concatenate([copies['test'][1].pixels, copies['train'][1].pixels[-1:]])
     follow_up = both.iloc[[row]].rename(index=lambda name: 'follow_up.png').assign(Mass=1 - both.Mass.iloc[row])
     both, pixels = pd.concat([both, follow_up]), np.concatenate([pixels, pixels[[row]]])
     found = find_duplicates(both, SimpleNamespace(pixels=pixels, names=both.index, size=128))
-    kinds = list(zip(found.role != found.other_role, found.same_patient))
+    kinds = list(zip(found.split != found.other_role, found.same_patient))
     assert kinds[:6] == [(True, False)]*2 + [(True, True)] + [(False, False)]*2 + [(False, True)]
     assert (found.kind[:6] == 'identical').all()
     assert found.same_labels[5] == False and found.other[5] == 'follow_up.png'
@@ -91,21 +92,21 @@ def test_blocks_of_any_size_give_every_pair(block):
     bits = [''.join(f'{byte:08b}' for byte in row) for row in hashes]
     slow = [(i, j, d) for i in range(len(bits)) for j in range(i + 1, len(bits))
             for d in [sum(x != y for x, y in zip(bits[i], bits[j]))] if d <= distance]
-    pairs = near_pairs(hashes, distance, block)
+    pairs = _near_pairs(hashes, distance, block)
     assert [5, 17, 0] in pairs.tolist() and pairs.tolist() == [list(pair) for pair in slow]
 
 @pytest.mark.parametrize('n', [0, 1])
-def test_no_pair_in_less_than_two_images(n): assert near_pairs(np.zeros((n, 32), np.uint8), 40).shape == (0, 3)
+def test_no_pair_in_less_than_two_images(n): assert _near_pairs(np.zeros((n, 32), np.uint8), 40).shape == (0, 3)
 
 def test_an_odd_hash_size_is_padded_alike(data):
-    codes = perceptual_hashes(data[1], 9)
+    codes = _perceptual_hashes(data[1], 9)
     assert codes.shape == (len(data[0]), 11) and not (np.unpackbits(codes, axis=1)[:, 81:]).any()
 
 def test_images_of_one_colour_are_compared_without_a_fuss():
     black, white = np.zeros((64, 64), 'uint8'), np.full((64, 64), 255, 'uint8')
     noise = np.random.default_rng().integers(0, 256, (64, 64), 'uint8')
-    assert pixel_difference(black, white) < 1e-6 and pixel_difference(noise, noise) < 1e-3
-    assert pixel_difference(black, noise) > .9
+    assert _pixel_difference(black, white) < 1e-6 and _pixel_difference(noise, noise) < 1e-3
+    assert _pixel_difference(black, noise) > .9
 
 def test_a_store_of_other_images_is_refused(clean):
     frame, store = clean
@@ -130,7 +131,7 @@ def test_the_intervals_cover_the_truth():
     rng, patients = np.random.default_rng(5), np.repeat(np.arange(120), 4)
     risk = rng.beta(2, 6, (300, 120)) # a patient's own share of positive images: the population's mean is 1/4
     covers = lambda low, high: low <= .25 <= high
-    shares = [share_by_patient(pd.Series((rng.random(480) < np.repeat(r, 4)) * 1.), pd.Series(patients)) for r in risk]
+    shares = [shared_by_patient(pd.Series((rng.random(480) < np.repeat(r, 4)) * 1.), pd.Series(patients)) for r in risk]
     honest = np.mean([covers(s['low'], s['high']) for s in shares])
     half = [1.96 * (s['share'] * (1 - s['share']) / 480)**.5 for s in shares]
     naive = np.mean([covers(s['share'] - h, s['share'] + h) for s, h in zip(shares, half)])
@@ -138,23 +139,23 @@ def test_the_intervals_cover_the_truth():
 
 def test_an_unknown_label_agrees_with_an_unknown_one_only(data):
     frame = data[0].iloc[[0, 0, 0]].assign(Mass=[np.nan, np.nan, 0])
-    assert describe_pairs(frame, np.array([[0, 1], [0, 2]])).same_labels.tolist() == [True, False]
+    assert _describe_pairs(frame, np.array([[0, 1], [0, 2]])).same_labels.tolist() == [True, False]
 
 def test_unknown_labels_are_left_out_of_the_shares(data):
     frame = data[0].copy()
-    first = frame.index[frame.role == 'train'][:10]
+    first = frame.index[frame.split == 'train'][:10]
     frame.loc[first, 'Mass'] = np.nan
-    shares = role_shares(frame).loc['train']
-    known = frame[(frame.role == 'train') & frame.Mass.notna()]
+    shares = split_shares(frame).loc['train']
+    known = frame[(frame.split == 'train') & frame.Mass.notna()]
     assert shares.images['Mass'] == len(known) == shares.images['No Finding'] == shares.images['Edema'] - 10
     assert shares.positives['Mass'] == known.Mass.sum()
     assert shares.positives['No Finding'] == (known[list(FINDINGS)].sum(axis=1) == 0).sum()
-    nothing = role_shares(frame.assign(Hernia=0.)).loc[('train', 'Hernia')]
+    nothing = split_shares(frame.assign(Hernia=0.)).loc[('train', 'Hernia')]
     assert nothing.share == 0 and np.isnan(nothing.low) and np.isnan(nothing.high)
 
 def test_the_pictures_are_drawn(data):
     frame, store = data
-    empty = frame.assign(Hernia=np.nan, age=frame.age.astype(float).where(frame.role != 'test'))
-    assert len(plot_roles(empty).axes) == 3 and len(plot_co_occurrence(frame[frame.role != 'test']).axes) == 3
+    empty = frame.assign(Hernia=np.nan, age=frame.age.astype(float).where(frame.split != 'test'))
+    assert len(plot_splits(empty).axes) == 3 and len(plot_co_occurrence(frame[frame.split != 'test']).axes) == 3
     found = find_duplicates(frame, store)
-    assert len(show_pairs(store, found[:2]).axes) == 6
+    assert len(show_duplicates(store, found[:2]).axes) == 6

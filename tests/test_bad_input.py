@@ -5,15 +5,15 @@ import pandas as pd
 import pytest
 
 from conftest import refused
-from cxr_influence.data import read_nih
-from cxr_influence.batches import open_data
-from cxr_influence.images import decode, open_store
-from cxr_influence.labels import FINDINGS, InputError, encode
-from cxr_influence.models import make_model
-from cxr_influence.roles import check_roles
-from cxr_influence.scoring import influence
-from cxr_influence.checkpoints import Checkpoint, list_checkpoints
-from cxr_influence.training import fit
+from cxr_influence.data.nih import read_nih
+from cxr_influence.data.batches import load_data
+from cxr_influence.data.store import decode, open_store
+from cxr_influence.data.labels import FINDINGS, InputError, encode_labels
+from cxr_influence.training.networks import make_model
+from cxr_influence.data.splits import check_splits
+from cxr_influence.attribution.scoring import influence
+from cxr_influence.training.checkpoints import Checkpoint, list_checkpoints
+from cxr_influence.training.loop import fit
 
 @pytest.fixture
 def copy(phantom, tmp_path): return shutil.copytree(phantom, tmp_path/'copy')
@@ -39,14 +39,14 @@ def test_a_table_that_is_missing_or_another(copy):
 def test_a_label_that_nobody_knows(copy):
     table(copy).write_text(table(copy).read_text().replace('No Finding', 'No Findings', 1))
     with refused("Unknown finding 'No Findings'"): read_nih(copy)
-    with refused("Unknown finding 'Masss'"): encode('Mass|Masss')
+    with refused("Unknown finding 'Masss'"): encode_labels('Mass|Masss')
 
 def test_a_patient_in_two_roles(copy):
     frame = read_nih(copy)
-    patient = frame.patient[frame.role == 'train'].value_counts().index[0]
+    patient = frame.patient[frame.split == 'train'].value_counts().index[0]
     names = frame.index[frame.patient == patient]
-    moved = frame.assign(role=frame.role.mask(frame.index == names[0], 'test'))
-    with refused(f'patient {patient}'): check_roles(moved)
+    moved = frame.assign(split=frame.split.mask(frame.index == names[0], 'test'))
+    with refused(f'patient {patient}'): check_splits(moved)
     (copy/'test_list.txt').write_text('\n'.join([*(copy/'test_list.txt').read_text().split(), names[0]]))
     with refused('test_list.txt', 'train_val_list.txt', names[0], 'one list only'): read_nih(copy)
     (copy/'train_val_list.txt').write_text((copy/'train_val_list.txt').read_text().replace(names[0], ''))
@@ -57,7 +57,7 @@ def test_settings_that_make_no_sense(data, tmp_path, phantom):
         with refused(name): fit(*data, tmp_path/'run', 'densenet_small', **{name: value})
     with refused('densenet9000'): make_model('densenet9000')
     with refused('none.safetensors'): make_model('densenet_small', tmp_path/'none.safetensors')
-    with refused('image_size', '5'): open_data(phantom, 5, tmp_path)
+    with refused('image_size', '5'): load_data(phantom, 5, tmp_path)
     with refused('No image store'): open_store(tmp_path)
     with refused('learning_rate'): fit(*data, tmp_path/'run', 'densenet_small', learning_rate=1e30)
     assert not [path for path in tmp_path.iterdir() if path.suffix != '.lock']

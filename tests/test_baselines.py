@@ -6,16 +6,17 @@ import pandas as pd
 import pytest, torch
 from conftest import sentence
 
-from cxr_influence import baselines
-from cxr_influence.baselines import (VALUATIONS, agreement, aum, average_ranks, el2n, forgetting, gradient_lengths, head_inputs,
-                                     knn_shapley, label_quality, margins, out_of_sample_probabilities, patient_folds, scale_logits,
-                                     standardised_loss, suspicion, training_logits, targets_of, valuations)
-from cxr_influence.batches import batches
-from cxr_influence.checkpoints import list_checkpoints
-from cxr_influence.labels import FINDINGS
-from cxr_influence.models import head_name, make_model
-from cxr_influence.scoring import influence
-from cxr_influence.tracin import self_influence
+from cxr_influence.evidence.valuations import valuations as baselines
+from cxr_influence.evidence.valuations import (VALUATIONS, _neighbour_agreement, aum,
+    average_ranks, el2n, forgetting, gradient_norms, _head_inputs, knn_shapley, label_quality,
+    _margins, cross_validated_probabilities, patient_folds, _scale_logits, standardised_loss,
+    label_error_scores, _training_logits, _targets_of, valuations)
+from cxr_influence.data.batches import batches
+from cxr_influence.training.checkpoints import list_checkpoints
+from cxr_influence.data.labels import FINDINGS
+from cxr_influence.training.networks import _head_name, make_model
+from cxr_influence.attribution.scoring import influence
+from cxr_influence.attribution.tracin import self_influence
 
 CHEAP = ['random', 'loss', 'worst_loss', 'standardised_loss', 'el2n', 'aum', 'forgetting', 'knn_shapley']
 
@@ -56,7 +57,7 @@ def test_history_valuations_do_not_depend_on_the_findings_order(rng):
     z, y = course(rng)
     order = rng.permutation(14)
     for value in [aum, forgetting, el2n]: np.testing.assert_allclose(value(z[:, :, order], y[:, order]), value(z, y))
-    assert np.array_equal(margins(z, 1 - y), -margins(z, y))
+    assert np.array_equal(_margins(z, 1 - y), -_margins(z, y))
 
 def test_a_flipped_label_is_never_less_suspected_where_the_model_is_right(rng):
     _, y = course(rng)
@@ -80,31 +81,31 @@ def test_standardised_loss_is_its_definition(rng):
 def test_scaling_keeps_order_and_meets_the_frequencies(rng):
     y = (rng.random((4000, 14)) < rng.uniform(.05, .5, 14)).astype('float32')
     z = (rng.normal(size=(2, 4000, 14)) + y) * rng.uniform(.3, 3, 14) + rng.normal(0, 2, 14)
-    scaled = scale_logits(z, y)
+    scaled = _scale_logits(z, y)
     np.testing.assert_allclose((1 / (1 + np.exp(-scaled))).mean(1), np.stack([y.mean(0)] * 2), atol=.005)
     for k in range(14): assert np.array_equal(z[0, :, k].argsort(), scaled[0, :, k].argsort())
 
 def test_logits_are_the_checkpoints_and_resume_one_by_one(data, checkpoints, tmp_path, monkeypatch):
     frame, store = data
-    rows, seen = np.flatnonzero(frame.role == 'train'), []
-    found = training_logits(checkpoints, store, frame, tmp_path, 'cpu')
+    rows, seen = np.flatnonzero(frame.split == 'train'), []
+    found = _training_logits(checkpoints, store, frame, tmp_path, 'cpu')
     x, _, _ = next(batches(store, frame, rows, 1000))
     for z, checkpoint in zip(found, list_checkpoints(checkpoints), strict=True):
         with torch.no_grad(): np.testing.assert_allclose(z, checkpoint.model()(x).numpy(), rtol=1e-3, atol=1e-4)
     (tmp_path/'epoch_002.parquet').unlink()
     before = baselines.predict
     monkeypatch.setattr(baselines, 'predict', lambda *given: seen.append(given) or before(*given))
-    assert np.array_equal(training_logits(checkpoints, store, frame, tmp_path, 'cpu'), found) and len(seen) == 1
+    assert np.array_equal(_training_logits(checkpoints, store, frame, tmp_path, 'cpu'), found) and len(seen) == 1
     other = frame.assign(Hernia=1 - frame.Hernia)
-    training_logits(checkpoints, store, other, tmp_path, 'cpu') # other labels, other key
+    _training_logits(checkpoints, store, other, tmp_path, 'cpu') # other labels, other key
     assert len(seen) == 3 and not list(tmp_path.glob('*.part'))
 
 # Gradients
 
 def test_gradient_lengths_are_roots_of_squares_and_are_shared_with_influence(data, checkpoints, tmp_path, monkeypatch):
     frame, store = data
-    rows = np.flatnonzero(frame.role == 'train')
-    found = gradient_lengths(checkpoints, store, frame, tmp_path, 2, 'cpu').grand
+    rows = np.flatnonzero(frame.split == 'train')
+    found = gradient_norms(checkpoints, store, frame, tmp_path, 2, 'cpu').grand
     x, y, _ = next(batches(store, frame, rows, 1000))
     expected = np.mean([self_influence(c.model(), c.loss(), x, y).sqrt().numpy() for c in list_checkpoints(checkpoints)], axis=0)
     np.testing.assert_allclose(found, expected, rtol=2e-3)
@@ -117,11 +118,11 @@ def test_gradient_lengths_are_roots_of_squares_and_are_shared_with_influence(dat
 def test_folds_keep_patients_whole_and_deal_every_image(rng):
     n = int(rng.integers(200, 400))
     frame = pd.DataFrame((rng.random((n, 14)) < .1).astype(float), columns=list(FINDINGS))
-    frame['patient'], frame['role'] = rng.integers(0, n // 3, n), 'train'
-    frame.loc[frame.patient % 5 == 0, 'role'] = 'validation'
+    frame['patient'], frame['split'] = rng.integers(0, n // 3, n), 'train'
+    frame.loc[frame.patient % 5 == 0, 'split'] = 'validation'
     for folds in [2, 5]:
         numbers = pd.Series(patient_folds(frame, folds, seed=int(rng.integers(99))), frame.index)
-        assert (numbers[frame.role != 'train'] == -1).all() and set(numbers[frame.role == 'train']) == set(range(folds))
+        assert (numbers[frame.split != 'train'] == -1).all() and set(numbers[frame.split == 'train']) == set(range(folds))
         assert (numbers.groupby(frame.patient).nunique() == 1).all()
         assert numbers[numbers >= 0].value_counts().max() < 1.5 * numbers[numbers >= 0].value_counts().min()
     assert not np.array_equal(patient_folds(frame, 5, 0), patient_folds(frame, 5, 1))
@@ -136,22 +137,22 @@ def test_a_fold_is_predicted_by_a_model_that_had_none_of_its_patients(data, chec
         if len(trained) == 2: raise KeyboardInterrupt
         return before(part, *given, **settings)
     monkeypatch.setattr(baselines, 'fit', watched)
-    with pytest.raises(KeyboardInterrupt): out_of_sample_probabilities(checkpoints, store, frame, tmp_path, 2, device='cpu')
-    found = out_of_sample_probabilities(checkpoints, store, frame, tmp_path, 2, device='cpu') # the first fold is there
-    assert len(trained) == 3 and found.index.equals(frame.index[frame.role == 'train']) and found.notna().all().all()
+    with pytest.raises(KeyboardInterrupt): cross_validated_probabilities(checkpoints, store, frame, tmp_path, 2, device='cpu')
+    found = cross_validated_probabilities(checkpoints, store, frame, tmp_path, 2, device='cpu') # the first fold is there
+    assert len(trained) == 3 and found.index.equals(frame.index[frame.split == 'train']) and found.notna().all().all()
     numbers, facts = patient_folds(frame, 2), list_checkpoints(checkpoints)[0].facts
     for number, (part, settings) in zip([0, 1], [trained[0], trained[2]]):
         held_out = numbers == number
-        assert (part.role[held_out] == 'unused').all() and (part.role[~held_out] == frame.role[~held_out]).all()
-        assert not set(part.patient[part.role == 'train']) & set(frame.patient[held_out])
+        assert (part.split[held_out] == 'unused').all() and (part.split[~held_out] == frame.split[~held_out]).all()
+        assert not set(part.patient[part.split == 'train']) & set(frame.patient[held_out])
         assert settings['loss'].settings() == facts['loss'] and settings['epochs'] == facts['epochs'] and settings['seed'] == facts['seed']
     assert not [path for path in tmp_path.iterdir() if path.is_dir()] # the folds' checkpoints are gone
-    assert out_of_sample_probabilities(checkpoints, store, frame, tmp_path, 2, device='cpu').equals(found) and len(trained) == 3
+    assert cross_validated_probabilities(checkpoints, store, frame, tmp_path, 2, device='cpu').equals(found) and len(trained) == 3
 
 def test_a_checkpoint_that_does_not_say_how_it_was_trained(data, checkpoints):
     checkpoint = list_checkpoints(checkpoints)[0]
     del checkpoint.facts['peak_learning_rate']
-    assert 'peak_learning_rate' in sentence(baselines.recipe_of, checkpoint)
+    assert 'peak_learning_rate' in sentence(baselines._recipe_of, checkpoint)
 
 def test_label_quality_is_the_probability_of_the_label(rng):
     p, y = rng.random((40, 14)), (rng.random((40, 14)) < .3).astype('float32')
@@ -192,7 +193,7 @@ def test_knn_values_add_up_do_not_depend_on_blocks_and_move_with_the_images(rng)
     y, y_val = (torch.tensor(rng.integers(0, 2, (n, 14))).double() for n in [60, 20])
     values, order = knn_shapley(x, y, x_val, y_val, 7), rng.permutation(60)
     near = torch.cdist(x_val, x).topk(7, largest=False).indices
-    np.testing.assert_allclose(values.sum(), agreement(y_val, y).gather(1, near).mean(), rtol=1e-6)
+    np.testing.assert_allclose(values.sum(), _neighbour_agreement(y_val, y).gather(1, near).mean(), rtol=1e-6)
     for block in [1, 3, 64]: np.testing.assert_allclose(knn_shapley(x, y, x_val, y_val, 7, block), values, atol=1e-12)
     np.testing.assert_allclose(knn_shapley(x[order], y[order], x_val, y_val, 7), values[order], atol=1e-12)
     same = knn_shapley(x, torch.ones(60, 14), x_val, torch.ones(20, 14), 100)
@@ -202,7 +203,7 @@ def test_knn_values_add_up_do_not_depend_on_blocks_and_move_with_the_images(rng)
 def test_head_inputs_are_what_the_head_turns_into_logits(data, backbone):
     frame, store = data
     model = make_model(backbone, image_size=64).eval()
-    features, head = head_inputs(model, store, frame, [3, 0, 7]), model.get_submodule(head_name(model))
+    features, head = _head_inputs(model, store, frame, [3, 0, 7]), model.get_submodule(_head_name(model))
     x, _, _ = next(batches(store, frame, [3, 0, 7]))
     with torch.no_grad(): torch.testing.assert_close(head(features), model(x), rtol=1e-3, atol=1e-3)
     assert not head._forward_hooks
@@ -212,9 +213,9 @@ def test_head_inputs_are_what_the_head_turns_into_logits(data, backbone):
 def test_one_table_of_all_training_images(data, checkpoints, all_of_them):
     frame, store = data
     table, out = all_of_them
-    assert list(table) == list(VALUATIONS.index) and table.index.equals(frame.index[frame.role == 'train']) and table.index.name == 'image'
+    assert list(table) == list(VALUATIONS.index) and table.index.equals(frame.index[frame.split == 'train']) and table.index.name == 'image'
     assert np.isfinite(table).all().all() and (table.drop(columns='forgetting').nunique() == len(table)).all()
-    scores, targets = pd.read_parquet(out/'influence.parquet'), torch.tensor(targets_of(frame))
+    scores, targets = pd.read_parquet(out/'influence.parquet'), torch.tensor(_targets_of(frame))
     for name in ['influence', 'cosine', 'optimiser_aware', 'self_influence']: pd.testing.assert_series_equal(table[name], scores[name])
     assert (table.worst_influence == scores[[f'influence_{f}' for f in FINDINGS]].min(axis=1)).all()
     np.testing.assert_allclose(table.loss, scores.loss, rtol=1e-3)
@@ -254,10 +255,10 @@ def test_refusals_are_one_sentence(data, checkpoints, tmp_path):
 
 def test_suspicion_turns_and_ranks_average(all_of_them, rng):
     table, _ = all_of_them
-    turned = suspicion(table)
+    turned = label_error_scores(table)
     high = VALUATIONS.suspect == 'high'
     assert turned.loc[:, high].equals(table.loc[:, high]) and (turned.loc[:, ~high] == -table.loc[:, ~high]).all().all()
-    assert 'No valuation hat' in sentence(suspicion, table.assign(hat=0))
+    assert 'No valuation hat' in sentence(label_error_scores, table.assign(hat=0))
     other = table.sample(frac=1, random_state=int(rng.integers(99))).set_axis(table.index)
     assert average_ranks([table]).equals(table.rank())
     pd.testing.assert_frame_equal(average_ranks([table, other]), (table.rank() + other.rank()) / 2)

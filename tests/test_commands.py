@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cxr_influence.data import read_nih
+from cxr_influence.data.nih import read_nih
 
 BIN, ROOT = Path(sys.executable).parent, Path(__file__).resolve().parents[1]
 
@@ -19,7 +19,7 @@ def study(tmp_path_factory):
     "The four commands, one after the other, in an empty folder; each one's output."
     folder = tmp_path_factory.mktemp('study')
     said = [shell(folder, 'cxr_phantom', 'data/NIH14', '--n', 130, '--size', 64)]
-    broken = read_nih(folder/'data/NIH14', n=120).query('role == "train"').index[5] # it is skipped, now and by every later step
+    broken = read_nih(folder/'data/NIH14', n=120).query('split == "train"').index[5] # it is skipped, now and by every later step
     next((folder/'data/NIH14').rglob(broken)).write_bytes(b'')
     said += [shell(folder, 'cxr_baseline', '--n', 120, '--skip', '--epochs', 2, '--recipe', 'small'),
              shell(folder, 'cxr_influence', '--checkpoints', './checkpoints', '--output', 'results/influence.csv'),
@@ -34,7 +34,7 @@ def test_the_commands_do_what_they_say(study):
         for line in text.splitlines():
             if line.startswith('wrote '): assert (folder/line[6:]).is_file()
     scores = pd.read_csv(results/'influence.csv', index_col='image')
-    train = read_nih(folder/'data/NIH14', n=120).query('role == "train"').index
+    train = read_nih(folder/'data/NIH14', n=120).query('split == "train"').index
     assert len(scores) == len(train) - 1 and set(scores.index) < set(train)
     assert scores.influence.nunique() == len(scores) == json.loads((results/'influence.json').read_text())['training_images']
     baseline = pd.read_csv(results/'baseline.csv', index_col='finding')

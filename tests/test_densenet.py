@@ -5,13 +5,14 @@ from torch import nn
 from torchvision.models import DenseNet
 
 from test_tracin import by_finding, close, resnet, transformer, whole
-from cxr_influence.densenet import densenet_directional_scores, fastest, is_densenet, watch_densenet
-from cxr_influence.labels import InputError
-from cxr_influence.losses import FocalLoss
-from cxr_influence.models import make_model
-from cxr_influence.scoring import scoring
-from cxr_influence.tracin import (directional_scores, gradient_scores, per_sample_gradients, plain_scores, self_influence,
-                                  vmap_gradients, watch_layers)
+from cxr_influence.attribution.densenet import (densenet_directional_scores, fastest,
+    is_densenet, watch_densenet)
+from cxr_influence.data.labels import InputError
+from cxr_influence.training.losses import FocalLoss
+from cxr_influence.training.networks import make_model
+from cxr_influence.attribution.scoring import _scoring
+from cxr_influence.attribution.tracin import (directional_scores, gradient_scores,
+    per_sample_gradients, plain_scores, self_influence, vmap_gradients, _watch_layers)
 
 SIZES = {'two blocks': dict(growth_rate=4, block_config=(2, 2), num_init_features=8),
          'one layer a block': dict(growth_rate=2, block_config=(1, 1, 1), num_init_features=6, bn_size=2),
@@ -46,7 +47,7 @@ def test_the_way_back_sees_what_the_general_one_sees(case):
     model, loss, images = case
     (x, y), (x_val, y_val) = images(5), images(3)
     v = by_finding(model, loss, x_val, y_val)
-    ours, general = (gradient_scores(model, loss, x, y, v, watch) for watch in [watch_densenet, watch_layers])
+    ours, general = (gradient_scores(model, loss, x, y, v, watch) for watch in [watch_densenet, _watch_layers])
     for mine, other in zip(ours[:3], general[:3]): close(mine, other)
     assert ours.layers.keys() == general.layers.keys()
     scale = max(share.abs().max() for share in general.layers.values())
@@ -72,7 +73,7 @@ def test_nothing_of_the_model_changes_and_nothing_is_held(case):
     model, loss, images = case
     x, y = images(2)
     v = {name: torch.randn_like(p) for name, p in model.named_parameters()}
-    with scoring(model): # raises if a byte changed
+    with _scoring(model): # raises if a byte changed
         densenet_directional_scores(model, loss, x, y, v)
         self_influence(model, loss, x, y, watch=watch_densenet)
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
@@ -118,8 +119,8 @@ def changed(change):
     lambda model, layer: layer.register_forward_hook(lambda *_: None)])
 def test_what_is_built_otherwise_takes_the_general_way(change):
     assert is_densenet(make_model('densenet_small'))
-    assert fastest(changed(change)) == (directional_scores, watch_layers)
+    assert fastest(changed(change)) == (directional_scores, _watch_layers)
 
 def test_other_networks_take_the_general_way():
-    for make in resnet, transformer: assert fastest(make()) == (directional_scores, watch_layers)
+    for make in resnet, transformer: assert fastest(make()) == (directional_scores, _watch_layers)
     for backbone in 'densenet121', 'densenet161': assert is_densenet(make_model(backbone))

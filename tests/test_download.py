@@ -9,10 +9,11 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from cxr_influence import download as module
-from cxr_influence.data import find_files, read_nih
-from cxr_influence.download import check_disk, choose_archives, download, fetch, is_unpacked, nih_files, plan_download, unpack
-from cxr_influence.labels import InputError
+from cxr_influence.data.download import download as module
+from cxr_influence.data.nih import find_files, read_nih
+from cxr_influence.data.download import (_check_disk, _choose_archives, download, _fetch,
+    _is_unpacked, _nih_files, plan_download, _unpack)
+from cxr_influence.data.labels import InputError
 
 BLOCK = 1 << 16 # bytes that may be on their way when a line breaks
 
@@ -74,7 +75,7 @@ def test_a_file_cut_anywhere_comes_whole_and_its_pieces_are_sent_once(site, wait
     data, rng = site.files['f'], random.Random(seed)
     site.cuts = [rng.randrange(BLOCK, 250_000) for _ in range(rng.randrange(3, 9))]
     cuts = len(site.cuts)
-    path = fetch(site.url + 'f', tmp_path/'f', **sums(data))
+    path = _fetch(site.url + 'f', tmp_path/'f', **sums(data))
     assert path.read_bytes() == data
     sent = sum(stop - start for _, start, stop in site.log)
     assert len(data) < sent <= len(data) + cuts*BLOCK # with restarts it would be more
@@ -83,113 +84,113 @@ def test_a_file_cut_anywhere_comes_whole_and_its_pieces_are_sent_once(site, wait
 
 def test_a_later_process_goes_on_too(site, waits, tmp_path):
     data, site.cuts = site.files['f'], [700_000]
-    with pytest.raises(InputError, match='cut'): fetch(site.url + 'f', tmp_path/'f', tries=1)
+    with pytest.raises(InputError, match='cut'): _fetch(site.url + 'f', tmp_path/'f', tries=1)
     here = (tmp_path/'f.part').stat().st_size
     assert 700_000 - BLOCK < here <= 700_000
-    assert fetch(site.url + 'f', tmp_path/'f').read_bytes() == data
+    assert _fetch(site.url + 'f', tmp_path/'f').read_bytes() == data
     assert site.log[1:] == [('f', here, len(data))]
 
 def test_it_gives_up_after_some_tries_in_vain_with_growing_waits(site, waits, tmp_path):
     site.cuts = [300_000] + [0]*9
-    with pytest.raises(InputError, match='cut.*the same command goes on') as error: fetch(site.url + 'f', tmp_path/'f', tries=4, wait=1)
+    with pytest.raises(InputError, match='cut.*the same command goes on') as error: _fetch(site.url + 'f', tmp_path/'f', tries=4, wait=1)
     assert waits == [1, 2, 4] and len(site.log) == 4 and one_sentence(error)
 
 def test_cuts_with_progress_do_not_use_up_the_tries(site, waits, tmp_path):
     site.cuts = [90_000]*9
-    assert fetch(site.url + 'f', tmp_path/'f', tries=2).read_bytes() == site.files['f']
+    assert _fetch(site.url + 'f', tmp_path/'f', tries=2).read_bytes() == site.files['f']
 
 def test_a_server_that_cannot_begin_in_the_middle_begins_again(site, waits, tmp_path):
     site.ranges, site.cuts = False, [500_000]
-    assert fetch(site.url + 'f', tmp_path/'f', **sums(site.files['f'])).read_bytes() == site.files['f']
+    assert _fetch(site.url + 'f', tmp_path/'f', **sums(site.files['f'])).read_bytes() == site.files['f']
     assert [start for _, start, _ in site.log] == [0, 0]
 
 def test_going_on_through_a_redirection(site, waits, tmp_path):
     site.cuts = [500_000]
-    assert fetch(site.url + 'static/f', tmp_path/'f').read_bytes() == site.files['f']
+    assert _fetch(site.url + 'static/f', tmp_path/'f').read_bytes() == site.files['f']
     assert site.log[1][1] > 500_000 - BLOCK
 
 def test_a_server_that_begins_elsewhere_than_asked(site, waits, tmp_path):
     site.from_zero, site.cuts = True, [500_000]
-    assert fetch(site.url + 'f', tmp_path/'f').read_bytes() == site.files['f']
+    assert _fetch(site.url + 'f', tmp_path/'f').read_bytes() == site.files['f']
 
 def test_a_server_that_does_not_tell_the_length(site, waits, tmp_path):
     site.length = False
-    assert fetch(site.url + 'f', tmp_path/'f', **sums(site.files['f'])).read_bytes() == site.files['f']
+    assert _fetch(site.url + 'f', tmp_path/'f', **sums(site.files['f'])).read_bytes() == site.files['f']
 
 @pytest.mark.parametrize('honest', [True, False]) # whether If-Range is honoured
 @pytest.mark.parametrize('tag,extra', [(True, 0), (True, 77), (False, 77)]) # known by its tag, by both, by its size
 def test_pieces_of_two_versions_are_never_joined(site, waits, tmp_path, honest, tag, extra):
     site.honest, site.tag, site.cuts = honest, tag, [400_000]
-    with pytest.raises(InputError): fetch(site.url + 'f', tmp_path/'f', tries=1)
+    with pytest.raises(InputError): _fetch(site.url + 'f', tmp_path/'f', tries=1)
     site.files['f'] = random.Random(2).randbytes(len(site.files['f']) + extra)
-    assert fetch(site.url + 'f', tmp_path/'f').read_bytes() == site.files['f']
+    assert _fetch(site.url + 'f', tmp_path/'f').read_bytes() == site.files['f']
     if honest and tag: assert site.log[1:] == [('f', 0, len(site.files['f']))] # one answer was enough
 
 def test_with_a_checksum_a_joined_file_is_noticed_even_without_tags(site, waits, tmp_path):
     site.tag, site.cuts, old = False, [400_000], site.files['f']
-    with pytest.raises(InputError): fetch(site.url + 'f', tmp_path/'f', tries=1, **sums(old))
+    with pytest.raises(InputError): _fetch(site.url + 'f', tmp_path/'f', tries=1, **sums(old))
     site.files['f'] = random.Random(2).randbytes(len(old))
-    with pytest.raises(InputError, match='wrong file'): fetch(site.url + 'f', tmp_path/'f', **sums(old))
+    with pytest.raises(InputError, match='wrong file'): _fetch(site.url + 'f', tmp_path/'f', **sums(old))
     assert list(tmp_path.iterdir()) == []
     site.files['f'] = old
-    assert fetch(site.url + 'f', tmp_path/'f', **sums(old)).read_bytes() == old
+    assert _fetch(site.url + 'f', tmp_path/'f', **sums(old)).read_bytes() == old
 
 def test_a_part_longer_than_the_file_is_begun_again(site, waits, tmp_path):
     site.cuts = [400_000]
-    with pytest.raises(InputError): fetch(site.url + 'f', tmp_path/'f', tries=1)
+    with pytest.raises(InputError): _fetch(site.url + 'f', tmp_path/'f', tries=1)
     with open(tmp_path/'f.part', 'ab') as part: part.write(bytes(2_000_000))
-    assert fetch(site.url + 'f', tmp_path/'f').read_bytes() == site.files['f']
+    assert _fetch(site.url + 'f', tmp_path/'f').read_bytes() == site.files['f']
 
 def test_a_part_that_was_whole_when_the_power_went_is_not_fetched_again(site, tmp_path):
     data = site.files['f']
-    fetch(site.url + 'f', tmp_path/'g')
+    _fetch(site.url + 'f', tmp_path/'g')
     (tmp_path/'g').rename(tmp_path/'f.part')
-    module.write_note(tmp_path/'f.part', {'bytes': len(data), 'version': sums(data)['checksum']})
+    module._write_note(tmp_path/'f.part', {'bytes': len(data), 'version': sums(data)['checksum']})
     site.log.clear()
-    assert fetch(site.url + 'f', tmp_path/'f', **sums(data)).read_bytes() == data and site.log == []
+    assert _fetch(site.url + 'f', tmp_path/'f', **sums(data)).read_bytes() == data and site.log == []
 
 def test_another_size_is_noticed_before_fetching(site, tmp_path):
-    with pytest.raises(InputError, match=r'offers 1,000,003 bytes where 5 are expected') as error: fetch(site.url + 'f', tmp_path/'f', size=5)
+    with pytest.raises(InputError, match=r'offers 1,000,003 bytes where 5 are expected') as error: _fetch(site.url + 'f', tmp_path/'f', size=5)
     assert one_sentence(error) and list(tmp_path.iterdir()) == []
 
 def test_another_size_is_noticed_where_the_server_does_not_tell(site, tmp_path):
     site.length = False
-    with pytest.raises(InputError, match='1,000,003 bytes where 5'): fetch(site.url + 'f', tmp_path/'f', size=5)
+    with pytest.raises(InputError, match='1,000,003 bytes where 5'): _fetch(site.url + 'f', tmp_path/'f', size=5)
     assert list(tmp_path.iterdir()) == []
 
 def test_a_wrong_checksum_removes_what_came(site, tmp_path):
-    with pytest.raises(InputError, match='SHA256 is .* where 0{64} is expected. It was removed') as error: fetch(site.url + 'f', tmp_path/'f', checksum='0'*64)
+    with pytest.raises(InputError, match='SHA256 is .* where 0{64} is expected. It was removed') as error: _fetch(site.url + 'f', tmp_path/'f', checksum='0'*64)
     assert len(error.value.args) == 1 and list(tmp_path.iterdir()) == []
 
 def test_a_file_of_ones_own_is_kept_and_a_right_one_used(site, tmp_path):
     (tmp_path/'f').write_bytes(b'mine')
-    with pytest.raises(InputError, match='move it away'): fetch(site.url + 'f', tmp_path/'f', **sums(site.files['f']))
+    with pytest.raises(InputError, match='move it away'): _fetch(site.url + 'f', tmp_path/'f', **sums(site.files['f']))
     assert (tmp_path/'f').read_bytes() == b'mine'
     (tmp_path/'f').write_bytes(site.files['f'])
-    fetch(site.url + 'f', tmp_path/'f', **sums(site.files['f']))
+    _fetch(site.url + 'f', tmp_path/'f', **sums(site.files['f']))
     assert site.log == []
 
 def test_what_a_network_refuses_is_one_sentence(site, waits, tmp_path):
-    with pytest.raises(InputError, match='404') as error: fetch(site.url + 'nowhere', tmp_path/'f')
+    with pytest.raises(InputError, match='404') as error: _fetch(site.url + 'nowhere', tmp_path/'f')
     assert one_sentence(error) and waits == []
-    with pytest.raises(InputError, match='Connection refused') as error: fetch('http://127.0.0.1:1/f', tmp_path/'f')
+    with pytest.raises(InputError, match='Connection refused') as error: _fetch('http://127.0.0.1:1/f', tmp_path/'f')
     assert one_sentence(error) and waits == [1, 2, 4, 8]
-    with pytest.raises(InputError, match='cannot be fetched') as error: fetch('not an address', tmp_path/'f')
+    with pytest.raises(InputError, match='cannot be fetched') as error: _fetch('not an address', tmp_path/'f')
     site.kind = 'text/html; charset=utf-8'
-    with pytest.raises(InputError, match='web page') as error: fetch(site.url + 'f', tmp_path/'f')
+    with pytest.raises(InputError, match='web page') as error: _fetch(site.url + 'f', tmp_path/'f')
     assert one_sentence(error) and list(tmp_path.iterdir()) == []
 
 def test_a_busy_server_is_asked_again(site, waits, tmp_path):
     site.refusals = [503, 429, 500]
-    assert fetch(site.url + 'f', tmp_path/'f').read_bytes() == site.files['f']
+    assert _fetch(site.url + 'f', tmp_path/'f').read_bytes() == site.files['f']
     site.refusals = [503]*99
-    with pytest.raises(InputError, match='cannot be fetched') as error: fetch(site.url + 'f', tmp_path/'g', tries=3)
+    with pytest.raises(InputError, match='cannot be fetched') as error: _fetch(site.url + 'f', tmp_path/'g', tries=3)
     assert one_sentence(error) and len(site.refusals) > 90
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='no /dev/full')
 def test_a_full_disk_by_the_system_itself(site, tmp_path):
     (tmp_path/'f.part').symlink_to('/dev/full')
-    with pytest.raises(InputError, match=r'disk of .* is full, 1\.00MB of f are missing.*the same command goes on') as error: fetch(site.url + 'f', tmp_path/'f')
+    with pytest.raises(InputError, match=r'disk of .* is full, 1\.00MB of f are missing.*the same command goes on') as error: _fetch(site.url + 'f', tmp_path/'f')
     assert one_sentence(error)
 
 def fills_up(after):
@@ -213,9 +214,9 @@ def test_a_full_disk_keeps_what_came_and_the_same_call_goes_on(site, tmp_path, m
     data = site.files['f']
     with monkeypatch.context() as patch:
         patch.setattr(module, 'open', fills_up(300_000), raising=False)
-        with pytest.raises(InputError, match=r'full, 700kB of f are missing, what came is kept'): fetch(site.url + 'f', tmp_path/'f', **sums(data))
+        with pytest.raises(InputError, match=r'full, 700kB of f are missing, what came is kept'): _fetch(site.url + 'f', tmp_path/'f', **sums(data))
     assert (tmp_path/'f.part').read_bytes() == data[:300_000]
-    assert fetch(site.url + 'f', tmp_path/'f', **sums(data)).read_bytes() == data
+    assert _fetch(site.url + 'f', tmp_path/'f', **sums(data)).read_bytes() == data
     assert site.log[1:] == [('f', 300_000, len(data))]
 
 def test_kill_9_while_fetching(site, tmp_path):
@@ -230,7 +231,7 @@ def test_kill_9_while_fetching(site, tmp_path):
     process.wait()
     here, site.pause = part.stat().st_size, 0
     assert 200_000 < here < len(data)
-    assert fetch(site.url + 'f', tmp_path/'f').read_bytes() == data and site.log[1:] == [('f', here, len(data))]
+    assert _fetch(site.url + 'f', tmp_path/'f').read_bytes() == data and site.log[1:] == [('f', here, len(data))]
 
 # Archives
 
@@ -269,14 +270,14 @@ EVIL = {'up.tar.gz': tar_of(GOOD, ('../evil', b'2')), 'deep.tar.gz': tar_of(GOOD
 def test_nothing_is_unpacked_of_an_archive_that_leads_out(tmp_path, name):
     (tmp_path/'in').mkdir()
     (tmp_path/'in'/name).write_bytes(EVIL[name])
-    with pytest.raises(InputError, match=f'{name} holds .*nothing of it was unpacked') as error: unpack(tmp_path/'in'/name, tmp_path/'in/out')
+    with pytest.raises(InputError, match=f'{name} holds .*nothing of it was unpacked') as error: _unpack(tmp_path/'in'/name, tmp_path/'in/out')
     assert one_sentence(error) and sorted(p.name for p in tmp_path.rglob('*')) == sorted(['in', name])
     assert not Path('/tmp/cxr_evil').exists()
 
 @pytest.mark.parametrize('name', ['a.b..png', 'images/..a', 'images/a..'])
 def test_two_dots_in_a_name_are_no_harm(tmp_path, name):
     (tmp_path/'a.tar.gz').write_bytes(tar_of((name, b'2')))
-    assert (unpack(tmp_path/'a.tar.gz', tmp_path/'out')/name).read_bytes() == b'2'
+    assert (_unpack(tmp_path/'a.tar.gz', tmp_path/'out')/name).read_bytes() == b'2'
 
 CONTENT = random.Random(3).randbytes(50_000)
 WHOLE = tar_of(GOOD, ('images/big.png', CONTENT))
@@ -286,36 +287,36 @@ DAMAGE = {'cut': WHOLE[:len(WHOLE)//2], 'cut at the end': WHOLE[:-5], 'gzip sum'
 @pytest.mark.parametrize('what', DAMAGE)
 def test_a_damaged_archive_is_said_to_be_and_leaves_nothing(tmp_path, what):
     (tmp_path/'a.tar.gz').write_bytes(DAMAGE[what])
-    with pytest.raises(InputError, match='is damaged .*delete it') as error: unpack(tmp_path/'a.tar.gz', tmp_path/'out')
+    with pytest.raises(InputError, match='is damaged .*delete it') as error: _unpack(tmp_path/'a.tar.gz', tmp_path/'out')
     assert one_sentence(error) and [p.name for p in tmp_path.iterdir()] == ['a.tar.gz']
 
 def test_a_damaged_zip(tmp_path):
     (tmp_path/'a.zip').write_bytes(zip_of('images/a')[:-30])
-    with pytest.raises(InputError, match='is damaged'): unpack(tmp_path/'a.zip', tmp_path/'out')
+    with pytest.raises(InputError, match='is damaged'): _unpack(tmp_path/'a.zip', tmp_path/'out')
 
 def test_unpacked_once_and_begun_again_after_a_kill(tmp_path, monkeypatch):
     (tmp_path/'a.tar.gz').write_bytes(WHOLE)
     (tmp_path/'out.part/images').mkdir(parents=True) # what kill -9 leaves
     (tmp_path/'out.part/images/half.png').write_bytes(b'half')
-    opened, read = [], module.read_members
-    monkeypatch.setattr(module, 'read_members', lambda archive: opened.append(archive) or read(archive))
-    for _ in range(3): unpack(tmp_path/'a.tar.gz', tmp_path/'out')
-    assert len(opened) == 1 and is_unpacked(tmp_path/'out') and (tmp_path/'out/images/big.png').read_bytes() == CONTENT
+    opened, read = [], module._read_members
+    monkeypatch.setattr(module, '_read_members', lambda archive: opened.append(archive) or read(archive))
+    for _ in range(3): _unpack(tmp_path/'a.tar.gz', tmp_path/'out')
+    assert len(opened) == 1 and _is_unpacked(tmp_path/'out') and (tmp_path/'out/images/big.png').read_bytes() == CONTENT
     assert sorted(p.name for p in (tmp_path/'out').rglob('*.png')) == ['big.png', 'good.png'] and not (tmp_path/'out.part').exists()
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
     (tmp_path/'a.tar.gz').write_bytes(WHOLE)
     (tmp_path/'out').mkdir()
-    with pytest.raises(InputError, match='move it away'): unpack(tmp_path/'a.tar.gz', tmp_path/'out')
+    with pytest.raises(InputError, match='move it away'): _unpack(tmp_path/'a.tar.gz', tmp_path/'out')
     assert list((tmp_path/'out').iterdir()) == []
 
 def test_a_disk_too_full_to_unpack(tmp_path, monkeypatch):
     (tmp_path/'a.tar.gz').write_bytes(WHOLE)
     with monkeypatch.context() as patch:
         patch.setattr(module, 'open', fills_up(20_000), raising=False)
-        with pytest.raises(InputError, match='disk of .* is full, a.tar.gz does not fit unpacked') as error: unpack(tmp_path/'a.tar.gz', tmp_path/'out')
+        with pytest.raises(InputError, match='disk of .* is full, a.tar.gz does not fit unpacked') as error: _unpack(tmp_path/'a.tar.gz', tmp_path/'out')
     assert one_sentence(error) and [p.name for p in tmp_path.iterdir()] == ['a.tar.gz']
-    assert (unpack(tmp_path/'a.tar.gz', tmp_path/'out')/'images/big.png').read_bytes() == CONTENT
+    assert (_unpack(tmp_path/'a.tar.gz', tmp_path/'out')/'images/big.png').read_bytes() == CONTENT
 
 # The whole
 
@@ -353,16 +354,16 @@ def test_some_archives_first_and_more_later(site, nih, tmp_path):
 
 @pytest.mark.parametrize('archives', ['4', [0], '1,2,x', '1-', '-1', ',', [None], 3.5])
 def test_archives_that_there_are_not(nih, archives):
-    with pytest.raises(InputError): choose_archives(nih, archives)
+    with pytest.raises(InputError): _choose_archives(nih, archives)
 
 def test_archives_in_words_numbers_and_none(nih):
-    chosen = lambda archives: [int(name[7:10]) for name in choose_archives(nih, archives).index if name.startswith('images')]
+    chosen = lambda archives: [int(name[7:10]) for name in _choose_archives(nih, archives).index if name.startswith('images')]
     assert [chosen(a) for a in (None, '', '2', '1,3', '1-2', [3], range(2, 4), [])] == [[1, 2, 3], [1, 2, 3], [2], [1, 3], [1, 2], [3], [2, 3], []]
 
 def test_interrupted_between_fetching_and_unpacking(site, nih, tmp_path, monkeypatch):
     def stop(*_): raise KeyboardInterrupt
     with monkeypatch.context() as patch:
-        patch.setattr(module, 'unpack', stop)
+        patch.setattr(module, '_unpack', stop)
         with pytest.raises(KeyboardInterrupt): download(tmp_path, files=nih)
     assert (tmp_path/'images_001.tar.gz').exists()
     site.log.clear()
@@ -370,13 +371,13 @@ def test_interrupted_between_fetching_and_unpacking(site, nih, tmp_path, monkeyp
     assert asked(site) == ['images_002.tar.gz', 'images_003.tar.gz'] and not list(tmp_path.glob('*.gz'))
 
 def test_interrupted_while_unpacking(site, nih, tmp_path, monkeypatch):
-    write, done = module.write_member, []
+    write, done = module._write_member, []
     def stop(*member):
         done.append(member)
         if len(done) == 17: raise KeyboardInterrupt # in the second archive
         return write(*member)
     with monkeypatch.context() as patch:
-        patch.setattr(module, 'write_member', stop)
+        patch.setattr(module, '_write_member', stop)
         with pytest.raises(KeyboardInterrupt): download(tmp_path, files=nih)
     assert len(find_files(tmp_path).index.str.extract(r'(\d{8}_\d{3}\.png)')[0].dropna()) == 12
     site.log.clear()
@@ -384,12 +385,12 @@ def test_interrupted_while_unpacking(site, nih, tmp_path, monkeypatch):
 
 def test_too_little_disk_is_said_before_anything_is_fetched(site, nih, tmp_path, monkeypatch):
     plan = plan_download(nih, tmp_path)
-    needed = {keep: module.disk_needed(plan, keep) for keep in (False, True)}
+    needed = {keep: module._disk_needed(plan, keep) for keep in (False, True)}
     assert nih.bytes.sum() < needed[False] < needed[True] < 2.1*nih.bytes.sum()
     for keep in needed:
         for free, fits in [(needed[keep], True), (needed[keep] - 1, False)]:
             monkeypatch.setattr(shutil, 'disk_usage', lambda folder: types.SimpleNamespace(free=free))
-            if fits: assert 'are free.' in check_disk(plan, tmp_path, keep)
+            if fits: assert 'are free.' in _check_disk(plan, tmp_path, keep)
             else:
                 with pytest.raises(InputError, match='choose fewer archives') as error: download(tmp_path/'out', keep=keep, files=nih)
                 assert one_sentence(error) and site.log == [] and not (tmp_path/'out').exists()
@@ -460,14 +461,14 @@ def test_an_unknown_source(tmp_path):
 # NIH's list
 
 def test_nihs_list_is_whole():
-    files = nih_files()
+    files = _nih_files()
     archives = files[files.images > 0]
     assert list(archives.index) == [f'images_{k:03d}.tar.gz' for k in range(1, 13)] and archives.images.sum() == 112_120 and archives.bytes.sum() == 45_079_862_784
     assert archives.checksum.str.fullmatch('[0-9a-f]{32}').all() and archives.checksum.is_unique and archives.url.str.fullmatch(r'https://nihcc\.box\.com/shared/static/[a-z0-9]{32}\.gz').all()
     assert files.checksum[files.images == 0].str.fullmatch('[0-9a-f]{64}').all() and files.url.is_unique
 
 def test_the_tables_sums_are_those_of_real_copies(real):
-    files, found = nih_files(), find_files(real)
+    files, found = _nih_files(), find_files(real)
     for name in files.index[files.images == 0]:
         data = Path(found[name]).read_bytes()
         if name.startswith('Data_Entry'): data = data.replace(b'Patient Gender', b'Patient Sex', 1) # the mirrors' one other word

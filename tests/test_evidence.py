@@ -8,15 +8,16 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import log_loss, roc_auc_score
 
-from cxr_influence import evidence
-from cxr_influence.baselines import random_numbers
-from cxr_influence.evidence import (KINDS, against_rival, averaging_gain, fit_heads, found_against_inspected, found_at,
-                                    group_agreement, half_subsets, head_influence, head_losses, head_retrained, lds, lds_interval,
-                                    only_finding, over_seeds, partial_rank_correlation, patient_share, plant, planted_run,
-                                    readers_disagree, recovered, reliability, repairs, retrained, seeds_until, subset_losses,
-                                    told_apart, what_is_known)
-from cxr_influence.labels import FINDINGS, InputError
-from cxr_influence.losses import FocalLoss
+from cxr_influence.evidence import label_errors as evidence
+from cxr_influence.evidence.valuations import _random_numbers
+from cxr_influence.evidence.label_errors import (_NOISE_KINDS, compare_with_baseline,
+    averaging_gain, fit_heads, detection_curve, detected_at, seed_agreement, random_subsets,
+    head_influence, head_losses, retrain_heads, lds, lds_interval, only_finding,
+    mean_over_seeds, partial_rank_correlation, patient_share, inject_label_noise, noisy_run,
+    radiologist_disagreement, recovered, reliability, repairs, retrain, seeds_until,
+    subset_losses, label_error_auroc, known_facts)
+from cxr_influence.data.labels import FINDINGS, InputError
+from cxr_influence.training.losses import FocalLoss
 
 @pytest.fixture
 def rng(): return np.random.default_rng()
@@ -27,16 +28,16 @@ def random_frame(rng, n=200, unknown=0.):
     labels = rng.integers(2, size=(n, 14)).astype('float32')
     labels[rng.random((n, 14)) < unknown] = np.nan
     frame = pd.DataFrame(labels, [f'{i:04}.png' for i in range(n)], list(FINDINGS)).rename_axis('image')
-    return frame.assign(patient=np.arange(n) // 2, role=np.repeat(rng.permutation(['train', 'train', 'validation', 'test'] * (n // 8)), 2))
+    return frame.assign(patient=np.arange(n) // 2, split=np.repeat(rng.permutation(['train', 'train', 'validation', 'test'] * (n // 8)), 2))
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', _NOISE_KINDS)
 @pytest.mark.parametrize('unknown', [0., .3])
 def test_what_is_planted_is_what_is_said(rng, kind, unknown):
     frame, share = random_frame(rng, unknown=unknown), rng.uniform(.05, .5)
     before = frame.copy()
-    noisy, truth = plant(frame, kind, share, int(rng.integers(1e6)), finding_of(kind))
+    noisy, truth = inject_label_noise(frame, kind, share, int(rng.integers(1e6)), finding_of(kind))
     pd.testing.assert_frame_equal(frame, before)
-    train = frame.role == 'train'
+    train = frame.split == 'train'
     assert truth.index.equals(frame.index[train]) and list(truth) == list(FINDINGS)
     pd.testing.assert_frame_equal(noisy[~train], frame[~train])
     known = noisy[train][list(FINDINGS)].notna() & frame[train][list(FINDINGS)].notna()
@@ -52,28 +53,28 @@ def test_what_is_planted_is_what_is_said(rng, kind, unknown):
 
 def test_seeds_and_shares_of_planting(rng):
     frame = random_frame(rng)
-    for kind in KINDS:
-        one, again, other = (plant(frame, kind, .2, seed, finding_of(kind))[0] for seed in [3, 3, 4])
+    for kind in _NOISE_KINDS:
+        one, again, other = (inject_label_noise(frame, kind, .2, seed, finding_of(kind))[0] for seed in [3, 3, 4])
         assert one.equals(again) and not one.equals(other)
-        assert plant(frame, kind, 0, 3, finding_of(kind))[0].equals(frame)
+        assert inject_label_noise(frame, kind, 0, 3, finding_of(kind))[0].equals(frame)
 
 def test_planting_is_independent_of_the_random_valuation(rng):
     frame, start = random_frame(rng, 400), int(rng.integers(1e6))
-    for kind in KINDS:
+    for kind in _NOISE_KINDS:
         hits = []
         for seed in range(start, start + 300):
-            wrong = plant(frame, kind, .1, seed, finding_of(kind))[1].any(axis=1).to_numpy()
-            hits.append(np.corrcoef(wrong, random_numbers(frame, seed).random)[0, 1])
+            wrong = inject_label_noise(frame, kind, .1, seed, finding_of(kind))[1].any(axis=1).to_numpy()
+            hits.append(np.corrcoef(wrong, _random_numbers(frame, seed).random)[0, 1])
         assert abs(np.mean(hits)) < 4 * np.std(hits) / 300**.5
 
 def test_planting_refuses(rng):
     frame = random_frame(rng)
-    with refused("'noise'", 'one_finding'): plant(frame, 'noise')
-    with refused('name one for one_finding'): plant(frame, 'one_finding')
-    with refused('no other kind'): plant(frame, 'swapped', finding='Mass')
-    with refused('Unknown finding', 'Flu'): plant(frame, 'one_finding', finding='Flu')
-    with refused('share is 0.7'): plant(frame, 'swapped', .7)
-    with refused('role train'): plant(frame.assign(role='test'), 'swapped')
+    with refused("'noise'", 'one_finding'): inject_label_noise(frame, 'noise')
+    with refused('name one for one_finding'): inject_label_noise(frame, 'one_finding')
+    with refused('no other kind'): inject_label_noise(frame, 'swapped', finding='Mass')
+    with refused('Unknown finding', 'Flu'): inject_label_noise(frame, 'one_finding', finding='Flu')
+    with refused('share is 0.7'): inject_label_noise(frame, 'swapped', .7)
+    with refused('split train'): inject_label_noise(frame.assign(split='test'), 'swapped')
 
 def plain_found(score, wrong, inspected):
     "What is found in any order of equals, on average over many shuffles."
@@ -89,47 +90,47 @@ def test_the_curve_is_the_plain_one_with_and_without_ties(rng):
     wrong = pd.Series(rng.permutation(np.arange(60) < 12), names)
     for values in [rng.normal(size=60), rng.integers(4, size=60) * 1.]:
         score = pd.Series(values, names, name='score')
-        curve = found_against_inspected(score, wrong)
+        curve = detection_curve(score, wrong)
         assert curve.found.iloc[0] == 0 and np.isclose(curve.found.iloc[-1], 1) and curve.found.is_monotonic_increasing
         for inspected in 6, 30: assert abs(curve.found[inspected] - plain_found(score, wrong, inspected)) < .05
         area, p = np.trapezoid(curve.found, curve.inspected), wrong.mean()
         assert abs((area - p / 2) / (1 - p) - roc_auc_score(wrong, score)) < .02
-    table = found_at(pd.DataFrame({'a': score, 'same order': np.exp(score)}), wrong)
+    table = detected_at(pd.DataFrame({'a': score, 'same order': np.exp(score)}), wrong)
     np.testing.assert_allclose(table.loc['a'].astype(float), table.loc['same order'].astype(float))
 
 def test_curves_refuse(rng):
     wrong = pd.Series([True, False, False], list('abc'))
     score = pd.Series([1., 2., 3.], list('abc'), name='loss')
-    with refused('loss', 'another order'): found_against_inspected(score[::-1], wrong)
-    with refused('no number for b'): found_against_inspected(score.where(score != 2), wrong)
-    with refused('0 of 3 labels are wrong'): found_against_inspected(score, wrong & False)
+    with refused('loss', 'another order'): detection_curve(score[::-1], wrong)
+    with refused('no number for b'): detection_curve(score.where(score != 2), wrong)
+    with refused('0 of 3 labels are wrong'): detection_curve(score, wrong & False)
 
 def test_intervals_over_seeds_hold_what_they_promise(rng):
     rows = pd.DataFrame(rng.normal(.3, .1, (1000, 5))) # a thousand valuations, all truly 0.3
-    table = over_seeds(rows)
+    table = mean_over_seeds(rows)
     assert .92 < ((table.low < .3) & (.3 < table.high)).mean() < .98
-    assert over_seeds(rows[[0]]).low.isna().all()
+    assert mean_over_seeds(rows[[0]]).low.isna().all()
     shared = pd.DataFrame(rng.normal(size=(3, 5)), index=['ours', 'a', 'b'])
     shared.loc['b'] = shared.loc['a'] + 5
     shared.loc['ours'] = shared.loc['b'] + .1
-    table = against_rival(shared, ['a', 'b'])
+    table = compare_with_baseline(shared, ['a', 'b'])
     assert table.attrs['rival'] == 'b' and np.allclose(table.loc['ours'], .1)
 
 def test_repairs_do_what_they_say(rng):
     frame = random_frame(rng)
-    noisy, truth = plant(frame, 'swapped', .3, 1)
+    noisy, truth = inject_label_noise(frame, 'swapped', .3, 1)
     suspects = pd.DataFrame({'knows': truth.any(axis=1) * 1., 'random': rng.random(len(truth))}, truth.index)
     fixed = repairs(frame, noisy, suspects, truth.any(axis=1).mean())
     assert fixed['relabel', 'knows'].equals(frame) and fixed['noisy', ''].equals(noisy) and fixed['right', ''].equals(frame)
     dropped = fixed['drop', 'knows']
-    assert set(dropped.index[dropped.role == 'unused']) == set(truth.index[truth.any(axis=1)])
-    assert (fixed['drop', 'random'].role == 'unused').sum() == truth.any(axis=1).sum()
+    assert set(dropped.index[dropped.split == 'unused']) == set(truth.index[truth.any(axis=1)])
+    assert (fixed['drop', 'random'].split == 'unused').sum() == truth.any(axis=1).sum()
     kept = fixed['relabel', 'random']
-    assert kept[kept.role != 'train'].equals(frame[frame.role != 'train']) and (kept.dtypes == frame.dtypes).all()
+    assert kept[kept.split != 'train'].equals(frame[frame.split != 'train']) and (kept.dtypes == frame.dtypes).all()
 
 def test_the_recovered_gap_of_known_gaps(rng):
     n = 3000
-    right = only_finding(random_frame(rng, n).assign(role='test', patient=np.arange(n)), 'Mass')
+    right = only_finding(random_frame(rng, n).assign(split='test', patient=np.arange(n)), 'Mass')
     def logits(strength):
         z = rng.normal(size=(n, 14)) + strength * right[['Mass']].to_numpy()
         return pd.DataFrame(z, right.index, list(FINDINGS))
@@ -146,7 +147,7 @@ def test_the_recovered_gap_of_known_gaps(rng):
     assert recovered(turned, right, 50).recovered.isna().all() # no gap, no share of it
 
 def test_lds_of_sums_and_of_noise(rng):
-    scores, subsets = rng.normal(size=(3, 80)), half_subsets(80, 60, int(rng.integers(1e6)))
+    scores, subsets = rng.normal(size=(3, 80)), random_subsets(80, 60, int(rng.integers(1e6)))
     assert (subsets.sum(1) == 40).all() and len(np.unique(subsets, axis=0)) == 60
     losses = -(subsets @ scores.T)
     assert np.allclose(lds(scores, subsets, losses), 1) and np.allclose(lds(scores, subsets, losses**3), 1)
@@ -160,7 +161,7 @@ def test_lds_of_sums_and_of_noise(rng):
 def test_lds_is_that_of_dattri(rng):
     metric = pytest.importorskip('dattri.metric', reason='dattri is not installed: pip install dattri, to compare with its LDS')
     torch = pytest.importorskip('torch')
-    scores, subsets, noise = rng.normal(size=(4, 60)), half_subsets(60, 40), rng.normal(size=(40, 4))
+    scores, subsets, noise = rng.normal(size=(4, 60)), random_subsets(60, 40), rng.normal(size=(40, 4))
     losses = -(subsets @ scores.T) + 5 * noise
     members = torch.tensor(np.stack([np.flatnonzero(kept) for kept in subsets]))
     theirs, _ = metric.lds(torch.tensor(scores.T), (torch.tensor(-losses), members))
@@ -189,13 +190,13 @@ def test_influence_foretells_leaving_one_out(rng):
     exact, product = (head_influence(*given, .1, hessian) for hessian in [True, False])
     assert exact.shape == (2, 40, 150)
     base = head_losses(x_val, y_val, fit_heads(x, y, .1))
-    left_out = head_retrained(*given, ~np.eye(150, dtype=bool)[:30], .1) - base # (30, 40, 2)
+    left_out = retrain_heads(*given, ~np.eye(150, dtype=bool)[:30], .1) - base # (30, 40, 2)
     for k in range(2):
         assert np.corrcoef(exact[k][:, :30].ravel(), left_out[:, :, k].T.ravel())[0, 1] > .99
         slope = (exact[k][:, :30] * left_out[:, :, k].T).sum() / (exact[k][:, :30]**2).sum()
         assert abs(slope - 1) < .15
-    halves = half_subsets(150, 60)
-    measured = head_retrained(*given, halves, .1).mean(1)
+    halves = random_subsets(150, 60)
+    measured = retrain_heads(*given, halves, .1).mean(1)
     assert np.mean(lds(exact.mean(1), halves, measured)) > .85
     assert np.mean(lds(exact.mean(1), halves, measured)) >= np.mean(lds(product.mean(1), halves, measured)) - .05
 
@@ -204,7 +205,7 @@ def test_reliability_and_groups_follow_spearman_and_brown(rng):
     copies = truth + loud * rng.normal(size=(4000, 6))
     mean_and_truth = spearmanr(copies.mean(1), truth[:, 0]).statistic
     assert abs(reliability(copies)**.5 - mean_and_truth) < .04
-    agreement = group_agreement(pd.DataFrame(copies))
+    agreement = seed_agreement(pd.DataFrame(copies))
     assert list(agreement.pairs) == [15, 3, 1] and agreement.correlation.is_monotonic_increasing
     expected = spearmanr(copies[:, :3].mean(1), copies[:, 3:].mean(1)).statistic
     assert abs(agreement.correlation[3] - expected) < .02
@@ -212,7 +213,7 @@ def test_reliability_and_groups_follow_spearman_and_brown(rng):
     assert seeds_until(agreement, r - .01) == 1
     assert abs(seeds_until(agreement.loc[:1], .9) - .9 * (1 - r) / (r * .1)) < 1
     assert seeds_until(pd.DataFrame({'correlation': [-.1]}, index=[1])) is None
-    with refused('at least two'): group_agreement(pd.DataFrame(copies[:, :1]))
+    with refused('at least two'): seed_agreement(pd.DataFrame(copies[:, :1]))
 
 def test_partial_correlation_is_that_of_residuals(rng):
     known = pd.DataFrame(rng.normal(size=(300, 3)) @ rng.normal(size=(3, 3)), columns=['a', 'b', 'c'])
@@ -235,19 +236,19 @@ def test_patients_share(rng):
 
 def test_readers_disagree(rng):
     frame = random_frame(rng)
-    with refused('join_google'): readers_disagree(frame)
+    with refused('join_google'): radiologist_disagreement(frame)
     answers = frame.Pneumothorax.where(rng.random(len(frame)) < .5)
-    found = readers_disagree(frame.assign(google_Pneumothorax=1 - answers))
-    assert list(found) == ['google_Pneumothorax'] and len(found) == (frame.role == 'train').sum()
+    found = radiologist_disagreement(frame.assign(google_Pneumothorax=1 - answers))
+    assert list(found) == ['google_Pneumothorax'] and len(found) == (frame.split == 'train').sum()
     assert (found.dropna() == 1).all(axis=None) and found.google_Pneumothorax.isna().equals(answers[found.index].isna())
 
 def test_suspicions_are_held_against_readers(rng):
     frame = random_frame(rng, 400)
-    train = frame.index[frame.role == 'train']
+    train = frame.index[frame.split == 'train']
     wrong = pd.Series((rng.random(len(train)) < .3) * 1., train).mask(rng.random(len(train)) < .3)
     suspects = pd.DataFrame({'blind': rng.normal(size=len(train)), 'half': wrong.fillna(0) + rng.normal(size=len(train)),
                              'knows': wrong.fillna(rng.random())}, train)
-    found, known = told_apart(suspects, wrong, frame.patient), wrong.dropna()
+    found, known = label_error_auroc(suspects, wrong, frame.patient), wrong.dropna()
     assert list(found.index) == list(suspects) and list(found) == ['auroc', 'low', 'high']
     for name in suspects: assert np.isclose(found.auroc[name], roc_auc_score(known, suspects[name][known.index]))
     assert (found.loc['knows'] == 1).all() and (found.low <= found.auroc).all() and (found.auroc <= found.high).all()
@@ -257,12 +258,12 @@ def test_suspicions_are_held_against_readers(rng):
         names = np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])
         draws.append(roc_auc_score(known[names], suspects.half[names]))
     assert np.allclose(found.loc['half', ['low', 'high']].to_numpy(float), np.quantile(draws, [.025, .975]), atol=.03)
-    with refused('nothing to tell apart'): told_apart(suspects, wrong * 0, frame.patient)
-    with refused('half has no number'): told_apart(suspects.assign(half=np.nan), wrong, frame.patient)
-    with refused('blind has no number', known.index[0]): told_apart(suspects.drop(known.index[0]), wrong, frame.patient)
+    with refused('nothing to tell apart'): label_error_auroc(suspects, wrong * 0, frame.patient)
+    with refused('half has no number'): label_error_auroc(suspects.assign(half=np.nan), wrong, frame.patient)
+    with refused('blind has no number', known.index[0]): label_error_auroc(suspects.drop(known.index[0]), wrong, frame.patient)
 
 def test_the_gain_of_averaging(rng):
-    subsets, true = half_subsets(150, 150, seed=int(rng.integers(1e6))), rng.normal(size=150)
+    subsets, true = random_subsets(150, 150, seed=int(rng.integers(1e6))), rng.normal(size=150)
     singles, losses = true + 1.5 * rng.normal(size=(6, 150)), -(subsets @ true)
     found = averaging_gain(singles.mean(0), singles, subsets, losses)
     plain = lds(singles.mean(0), subsets, losses)[0] - np.mean([lds(one, subsets, losses)[0] for one in singles])
@@ -272,22 +273,22 @@ def test_the_gain_of_averaging(rng):
 def test_a_trial_from_planting_to_suspicion(data, tmp_path, monkeypatch):
     frame, store = data
     names = ['random', 'loss', 'influence', 'cosine']
-    trial = lambda: planted_run(frame, store, RECIPE, 'one_finding', 3, tmp_path, 'Effusion', .2, names)
+    trial = lambda: noisy_run(frame, store, RECIPE, 'one_finding', 3, tmp_path, 'Effusion', .2, names)
     suspects, truth = trial()
-    assert list(suspects) == names and suspects.index.equals(frame.index[frame.role == 'train']) and truth.index.equals(suspects.index)
+    assert list(suspects) == names and suspects.index.equals(frame.index[frame.split == 'train']) and truth.index.equals(suspects.index)
     pd.testing.assert_frame_equal(trial()[0], suspects)
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1 # found again by what it is made of
-    known = what_is_known(frame, suspects.assign(self_influence=1.))
+    known = known_facts(frame, suspects.assign(self_influence=1.))
     assert known.index.equals(suspects.index) and known.notna().all(axis=None)
 
 def test_retrainings_are_kept(data, tmp_path, monkeypatch):
     frame, store = data
-    halves = half_subsets((frame.role == 'train').sum(), 2)
+    halves = random_subsets((frame.split == 'train').sum(), 2)
     monkeypatch.setenv('LOKY_MAX_CPU_COUNT', '1')
     losses = subset_losses(frame, store, RECIPE, halves, [0, 1], tmp_path)
-    assert losses.shape == (2, 2, (frame.role == 'validation').sum(), 14) and np.isfinite(losses).all()
+    assert losses.shape == (2, 2, (frame.split == 'validation').sum(), 14) and np.isfinite(losses).all()
     assert len({losses[a, b].sum() for a in range(2) for b in range(2)}) == 4 == len(list(tmp_path.glob('*.parquet')))
     def never(*_, **__): raise AssertionError('trained again')
     monkeypatch.setattr(evidence, 'fit', never)
     np.testing.assert_array_equal(subset_losses(frame, store, RECIPE, halves, [0, 1], tmp_path), losses)
-    with pytest.raises(AssertionError): retrained(frame, store, RECIPE, 0, 'test', tmp_path)
+    with pytest.raises(AssertionError): retrain(frame, store, RECIPE, 0, 'test', tmp_path)

@@ -4,7 +4,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from cxr_influence.data import fingerprint, read_nih
+from cxr_influence.data.nih import fingerprint, read_nih
 
 def box(root): pass
 
@@ -50,7 +50,7 @@ def test_without_lists_patients_are_split_and_it_says_so(phantom, tmp_path):
     (root/'test_list.txt').unlink()
     frame = read_nih(root)
     assert 'No lists found' in str(frame.attrs['report'])
-    assert frame.groupby('patient').role.nunique().max() == 1 and set(frame.role) == {'train', 'validation', 'test'}
+    assert frame.groupby('patient').split.nunique().max() == 1 and set(frame.split) == {'train', 'validation', 'test'}
 
 def test_absent_and_unlisted_images_are_left_out_and_counted(phantom, tmp_path):
     root = shutil.copytree(phantom, tmp_path/'copy')

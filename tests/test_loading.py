@@ -4,12 +4,12 @@ import json
 import pandas as pd
 import pytest, torch
 
-from cxr_influence.batches import batches
-from cxr_influence.data import find_files, find_images
-from cxr_influence.images import decode
-from cxr_influence.labels import FINDINGS, InputError
-from cxr_influence import loading
-from cxr_influence.runs import run
+from cxr_influence.data.batches import batches
+from cxr_influence.data.nih import find_files, find_images
+from cxr_influence.data.store import decode
+from cxr_influence.data.labels import FINDINGS, InputError
+from cxr_influence.benchmarks import loading
+from cxr_influence.runs.runs import run
 
 pytestmark = pytest.mark.filterwarnings('ignore:The image decoding and encoding') # torchvision's, for torchcodec
 SIZE = 32 # half of the phantom's, so that every way has to resize

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from conftest import refused
-from cxr_influence.labels import FINDINGS
-from cxr_influence.losses import LOSSES, FocalLoss, class_weights, focal_loss, training_loss
+from cxr_influence.data.labels import FINDINGS
+from cxr_influence.training.losses import (LOSSES, FocalLoss, class_weights, focal_loss,
+    training_loss)
 
 def inputs(fresh, dtype=torch.float64): return (torch.randn(50, 14, generator=fresh, dtype=dtype) * 5,
                                                 (torch.rand(50, 14, generator=fresh) < .3).to(dtype))
@@ -47,7 +48,7 @@ def test_a_named_loss_is_made_again_from_its_settings(data, name, fresh):
     logits, targets = inputs(fresh, torch.float32)
     targets[3, 4] = float('nan')
     assert torch.equal(FocalLoss(**loss.settings())(logits, targets), loss(logits, targets)) and loss(logits, targets)[3, 4] == 0
-    other = frame.assign(role=frame.role.replace({'test': 'unused'}), **{FINDINGS[0]: frame[FINDINGS[0]].where(frame.role == 'train', 1)})
+    other = frame.assign(split=frame.split.replace({'test': 'unused'}), **{FINDINGS[0]: frame[FINDINGS[0]].where(frame.split == 'train', 1)})
     assert torch.equal(training_loss(name, other).class_weights, loss.class_weights) # only training labels count
 
 def test_class_weights_balance_what_they_do_not_clamp(fresh):

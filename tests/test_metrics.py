@@ -6,13 +6,16 @@ from torchmetrics.functional.classification import (binary_calibration_error, bi
                                                     multilabel_auroc, multilabel_average_precision)
 
 from conftest import refused
-from cxr_influence.calibration import (Platt, calibration_error, classwise_calibration_error, equal_mass_calibration_error, fit_platt,
-                                       pooled_calibration_error)
-from cxr_influence.intervals import (AGE_BANDS, bootstrap_auroc, interval, paired_difference, patient_weights, seed_means,
-                                     slice_auroc, underdiagnosis, weighted_auroc)
-from cxr_influence.labels import FINDINGS
-from cxr_influence.metrics import choose_thresholds, left_out, metric_table, sensitivity_at_95_specificity, test_tuned_f1 as tuned_f1
-from cxr_influence.results import AVERAGES, evaluate, show_results, write_results
+from cxr_influence.measures.calibration import (Platt, calibration_error,
+    classwise_calibration_error, equal_mass_calibration_error, fit_platt,
+    pooled_calibration_error)
+from cxr_influence.measures.intervals import (_AGE_BANDS, bootstrap_auroc, percentile_interval,
+    paired_difference, patient_weights, seed_means, slice_auroc, underdiagnosis,
+    weighted_auroc)
+from cxr_influence.data.labels import FINDINGS
+from cxr_influence.measures.metrics import (choose_thresholds, undefined_findings,
+    metric_table, sensitivity_at_95_specificity, test_tuned_f1 as tuned_f1)
+from cxr_influence.measures.results import _AVERAGES, evaluate, show_results, write_results
 
 @pytest.fixture(params=['smooth', 'ties', 'unknown'])
 def made(request):
@@ -46,7 +49,7 @@ def test_averages_are_torchmetrics(made):
     if np.isnan(targets).any(): pytest.skip('torchmetrics masks nothing that is NaN')
     table = metric_table(targets, probabilities, np.full(14, .5))
     p, y = torch.tensor(probabilities), torch.tensor(targets).int()
-    for average in AVERAGES:
+    for average in _AVERAGES:
         assert abs(table.auroc[average] - float(multilabel_auroc(p, y, 14, average))) < 1e-6
         assert abs(table.auprc[average] - float(multilabel_average_precision(p, y, 14, average))) < 1e-6
 
@@ -112,7 +115,7 @@ def test_an_interval_covers_as_often_as_it_says():
     truth = sk.roc_auc_score(np.repeat([0, 1], 200_000), np.r_[rng.normal(0, 1, 200_000), rng.normal(1, 1, 200_000)])
     for _ in range(200):
         y = rng.random(300) < .3
-        low, high = interval(weighted_auroc(y, rng.normal(0, 1, 300) + y, patient_weights(np.arange(300), 200)))
+        low, high = percentile_interval(weighted_auroc(y, rng.normal(0, 1, 300) + y, patient_weights(np.arange(300), 200)))
         covered.append(low <= truth <= high)
     assert .86 < np.mean(covered) <= 1
 
@@ -122,7 +125,7 @@ def test_a_model_does_not_differ_from_itself_and_paired_intervals_are_narrower(m
     noisy = probabilities + np.random.default_rng().normal(0, .02, probabilities.shape)
     table = paired_difference(targets, probabilities, noisy, patients, 200)
     one, other = (bootstrap_auroc(targets, p, patients, 200, seed).mean(axis=1) for p, seed in [(probabilities, 1), (noisy, 2)])
-    low, high = interval(one - other) # as if the patients had been others
+    low, high = percentile_interval(one - other) # as if the patients had been others
     assert table.high['macro'] - table.low['macro'] < high - low
     assert np.isclose(table.difference['macro'], table.difference[:-1].mean())
 
@@ -145,7 +148,7 @@ def test_slices_are_the_parts(made):
               if min((targets[part, i] == 1).sum(), (targets[part, i] == 0).sum()) >= 5]
     assert row.findings == len(scored) and np.isclose(row.auroc, np.mean(scored)) and row.auroc_low <= row.auroc_high
     for by in ['sex', 'age', 'view']: assert table.loc[by].images.sum() == 400
-    assert table.loc[('age', 'unknown')].images == frame.age.isna().sum() and set(table.loc['age'].index) == {*AGE_BANDS, 'unknown'}
+    assert table.loc[('age', 'unknown')].images == frame.age.isna().sum() and set(table.loc['age'].index) == {*_AGE_BANDS, 'unknown'}
     tiny = slice_auroc(targets[:3], probabilities[:3], frame[:3], resamples=5)
     assert tiny.auroc.isna().all() and (tiny.findings == 0).all()
 
@@ -164,10 +167,10 @@ def test_the_table_names_who_is_left_out_and_reads_back(made, tmp_path):
     targets = targets.copy()
     targets[:, 3], targets[:, 5] = 0, np.nan
     table = evaluate(targets, probabilities, np.full(14, .5), patients, 50)
-    assert left_out(targets) == table.attrs['left_out'] == {FINDINGS[3]: 'no positives', FINDINGS[5]: 'no label is known'}
-    assert list(table.index) == [*FINDINGS, *AVERAGES] and table.loc[AVERAGES].notna().all(axis=None)
+    assert undefined_findings(targets) == table.attrs['left_out'] == {FINDINGS[3]: 'no positives', FINDINGS[5]: 'no label is known'}
+    assert list(table.index) == [*FINDINGS, *_AVERAGES] and table.loc[_AVERAGES].notna().all(axis=None)
     assert np.isclose(table.auroc['macro'], table.auroc[:14].dropna().mean())
-    assert (table.auroc_low <= table.auroc)[AVERAGES].all() and (table.auroc <= table.auroc_high)[AVERAGES].all()
+    assert (table.auroc_low <= table.auroc)[_AVERAGES].all() and (table.auroc <= table.auroc_high)[_AVERAGES].all()
     write_results(table, tmp_path/'results.csv')
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path/'results.csv', index_col='finding'), table)
     text = (tmp_path/'results.md').read_text()

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, strategies as st
 
 from conftest import sentence
-from cxr_influence.checkpoints import list_checkpoints
-from cxr_influence.evaluation import evaluate_checkpoint
-from cxr_influence.labels import FINDINGS
-from cxr_influence.model_card import HEADINGS, LIMITS, NEEDED, markdown_table, result_warnings, text, write_model_card
+from cxr_influence.training.checkpoints import list_checkpoints
+from cxr_influence.training.evaluation import evaluate_checkpoint
+from cxr_influence.data.labels import FINDINGS
+from cxr_influence.training.model_card import (_HEADINGS, _LIMITS, _CARD_FACTS,
+    _markdown_table, _result_warnings, _text, write_model_card)
 
 @pytest.fixture(scope='module')
 def made(data, checkpoints):
@@ -23,7 +24,7 @@ def cells(line): return re.split(r'(?<!\\)\|', line)[1:-1]
 @given(st.lists(st.lists(st.one_of(st.text(), st.none(), st.floats(), st.integers(), st.booleans(), st.dictionaries(st.text(), st.text())),
                          min_size=3, max_size=3), min_size=1, max_size=4))
 def test_any_value_stays_in_its_cell(rows):
-    lines = markdown_table(pd.DataFrame(rows, columns=['a', 'b', 'c'], dtype=object)).split('\n')
+    lines = _markdown_table(pd.DataFrame(rows, columns=['a', 'b', 'c'], dtype=object)).split('\n')
     assert len(lines) == len(rows) + 2, lines
     for line in lines: assert len(line.splitlines()) == 1 and not re.search('<[A-Za-z/!]', line)
 
@@ -31,10 +32,10 @@ def test_any_value_stays_in_its_cell(rows):
     ('a|b', 'a\\|b'), ('two\nlines', 'two lines'), ('<script>', '&lt;script>'), ('/home/me/run/weights.pth', 'weights.pth'),
     (r'C:\Users\me\weights.pth', 'weights.pth'), (None, 'not stated'), (float('nan'), 'not stated'), (True, 'yes'), (12345, '12,345'),
     (.12345, '0.123'), (1e-5, '1e-05'), ({}, 'not stated'), ({'a': 1, 'b': None}, 'a 1, b not stated'), ([], 'not stated'), (pd.NA, 'not stated')])
-def test_values_are_written_for_people(value, shown): assert text(value) == shown
+def test_values_are_written_for_people(value, shown): assert _text(value) == shown
 
 def test_a_pipe_does_not_make_a_column():
-    line = markdown_table(pd.DataFrame({'what': ['a|b|c'], 'n': [1]})).split('\n')[2]
+    line = _markdown_table(pd.DataFrame({'what': ['a|b|c'], 'n': [1]})).split('\n')[2]
     assert [cell.strip() for cell in cells(line)] == ['a\\|b\\|c', '1']
 
 def test_the_card_has_every_heading_and_no_folder(made, tmp_path):
@@ -44,14 +45,14 @@ def test_the_card_has_every_heading_and_no_folder(made, tmp_path):
     path = write_model_card(tmp_path/'new/folder', facts | {'device': '/home/me/gpu|0\n<b>'}, table, frame, slices, calibration,
                             stated={'Ethical notes': 'Approved by nobody.'})
     written = path.read_text()
-    assert re.findall('^## (.*)$', written, flags=re.M) == list(HEADINGS)
+    assert re.findall('^## (.*)$', written, flags=re.M) == list(_HEADINGS)
     assert written.index('Not for clinical use') < written.index('## ') and 'Approved by nobody.' in written
     assert str(tmp_path) not in written and '/home/me' not in written and '<b>' not in written and 'sex \\| F' in written
     assert list(path.parent.iterdir()) == [path]
 
 def test_it_stands_without_what_nobody_knows(made, tmp_path):
     _, facts, table = made
-    bare = {name: facts[name] for name in NEEDED}
+    bare = {name: facts[name] for name in _CARD_FACTS}
     written = write_model_card(tmp_path, bare, table[['auroc']]).read_text()
     assert written.count('not stated') > 8 and 'No intervals' in written and 'Calibration was not measured' in written
 
@@ -64,7 +65,7 @@ def test_findings_without_a_score_are_named_and_not_in_the_failures(made, tmp_pa
     lowest = re.search('Lowest AUROC.*', written)[0]
     assert 'Mass' not in lowest and 'nan' not in written.lower().replace('finance', '')
 
-@pytest.mark.parametrize('name', NEEDED)
+@pytest.mark.parametrize('name', _CARD_FACTS)
 def test_a_missing_fact_is_named(made, tmp_path, name):
     _, facts, table = made
     assert name in sentence(write_model_card, tmp_path, {key: value for key, value in facts.items() if key != name}, table)
@@ -80,9 +81,9 @@ def test_other_data_and_other_tables_are_refused(made, tmp_path):
 def test_a_better_model_is_warned_of_less():
     good = pd.DataFrame({'auroc': .9, 'auroc_low': .88, 'auroc_high': .92, 'ece': .01}, index=list(FINDINGS))
     facts = {'weights': 'imagenet'}
-    assert result_warnings(facts, good, seeds=5) == []
-    for change, word in [({'auroc_high': .9 + LIMITS['width']}, 'wider'), ({'ece': 2 * LIMITS['ece']}, 'not probabilities'),
+    assert _result_warnings(facts, good, seeds=5) == []
+    for change, word in [({'auroc_high': .9 + _LIMITS['width']}, 'wider'), ({'ece': 2 * _LIMITS['ece']}, 'not probabilities'),
                          ({'auroc': np.nan}, 'No score')]:
-        said = result_warnings(facts, good.assign(**change), seeds=5)
+        said = _result_warnings(facts, good.assign(**change), seeds=5)
         assert len(said) >= 1 and any(word in line for line in said), said
-    assert 'One seed' in result_warnings(facts, good, seeds=1)[0] and 'random' in result_warnings({'weights': 'random'}, good, 5)[0]
+    assert 'One seed' in _result_warnings(facts, good, seeds=1)[0] and 'random' in _result_warnings({'weights': 'random'}, good, 5)[0]

@@ -5,19 +5,19 @@ import pytest, torch, torchvision
 from safetensors.torch import save_file
 
 from conftest import refused
-from cxr_influence.batches import MEAN, STD
-from cxr_influence.labels import FINDINGS
-from cxr_influence.models import (check_image_size, densenet_small, fit_names, known_weights, list_backbones, make_model, make_network,
-                                  read_state)
-from cxr_influence.training import fit
-from cxr_influence.checkpoints import best_checkpoint
+from cxr_influence.data.batches import MEAN, STD
+from cxr_influence.data.labels import FINDINGS
+from cxr_influence.training.networks import (_check_image_size, densenet_small, _fit_names,
+    _known_weights, list_backbones, make_model, _make_network, _read_state)
+from cxr_influence.training.loop import fit
+from cxr_influence.training.checkpoints import best_checkpoint
 
 @pytest.mark.parametrize('backbone', list_backbones())
 def test_every_backbone_has_fourteen_outputs_at_224(backbone):
     if any(word in backbone for word in ['vit_h', 'vit_l', 'regnet_y_128gf', 'convnext_large', 'efficientnet_v2_l', 'swin_b', 'swin_v2_b']):
         pytest.skip('large, and built like its smaller ones')
     with torch.device('meta'):
-        model = make_network(backbone, 224).eval()
+        model = _make_network(backbone, 224).eval()
         assert model(torch.empty(2, 3, 224, 224)).shape == (2, len(FINDINGS))
 
 @pytest.mark.parametrize('backbone', ['resnet18', 'efficientnet_b0', 'convnext_tiny', 'vit_b_16', 'swin_t'])
@@ -28,7 +28,7 @@ def test_one_of_each_family_trains_and_comes_back(data, tmp_path, backbone):
     assert model(torch.randn(2, 3, store.size, store.size)).shape == (2, 14)
 
 def test_sizes_that_a_network_cannot_take(data, tmp_path):
-    with refused('vit_b_16', '100 pixels', 'use 224'): check_image_size('vit_b_16', 100)
+    with refused('vit_b_16', '100 pixels', 'use 224'): _check_image_size('vit_b_16', 100)
     with refused('maxvit_t', '64 pixels'): make_model('maxvit_t', image_size=64)
     with refused('alexnet', '32 pixels'): make_model('alexnet', image_size=32)
     for backbone in ['googlenet', 'inception_v3', 'squeezenet1_0', 'fcn_resnet50', 'resnet']:
@@ -52,8 +52,8 @@ def test_a_file_is_read_in_all_its_forms(state, tmp_path, write):
 def test_torchvisions_file_is_found_in_a_folder_and_compared_with_its_name(tmp_path, monkeypatch):
     state = {name.replace('.norm1.', '.norm.1.').replace('.conv2.', '.conv.2.') if 'denselayer' in name else name: tensor
              for name, tensor in torchvision.models.densenet121().state_dict().items()}
-    name = known_weights('densenet121')[0].url.rsplit('/', 1)[1]
-    assert name.startswith('densenet121-') and set(fit_names(state, 'densenet121')) == set(torchvision.models.densenet121().state_dict())
+    name = _known_weights('densenet121')[0].url.rsplit('/', 1)[1]
+    assert name.startswith('densenet121-') and set(_fit_names(state, 'densenet121')) == set(torchvision.models.densenet121().state_dict())
     torch.save(state, tmp_path/name)
     with refused(name, 'SHA-256'): make_model('densenet121', tmp_path)
     right = hashlib.sha256((tmp_path/name).read_bytes()).hexdigest()[:8]

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from conftest import sentence
-from cxr_influence.data import FINDINGS, Report, find_files, find_images, read_nih, read_table, table_version, whole_years
-from cxr_influence.labels import InputError, encode_all
-from cxr_influence.roles import check_roles, take_patients
+from cxr_influence.data.labels import FINDINGS
+from cxr_influence.data.nih import (Report, find_files, find_images, read_nih, read_table,
+    _table_version, _whole_years)
+from cxr_influence.data.labels import InputError, encode_all
+from cxr_influence.data.splits import check_splits, take_patients
 
 HEADER = ('Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,'
           'OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]')
@@ -35,7 +37,7 @@ def test_blemishes_change_nothing(tmp_path, text):
     assert list(frame.age) == [57, 58, 80, 81] and list(frame.sex) == list('MMFF') and list(frame.patient) == [1, 1, 2, 3]
 
 def test_ages_of_every_kind():
-    ages = whole_years(pd.Series(['0', '95', '100', '101', '414', '060Y', '011M', '023M', '009D', '060W', '', 'x', '-3', '5.0']))
+    ages = _whole_years(pd.Series(['0', '95', '100', '101', '414', '060Y', '011M', '023M', '009D', '060W', '', 'x', '-3', '5.0']))
     np.testing.assert_array_equal(ages, [0, 95, 100, np.nan, np.nan, 60, 0, 1, 0, 1, np.nan, np.nan, np.nan, 5])
 
 BAD_ROWS = { # a row in place of the last one -> words of the sentence
@@ -119,7 +121,7 @@ def test_a_mutated_copy_is_read_or_refused_in_a_sentence(phantom, tmp_path_facto
     (root/name).write_bytes(mutate((phantom/name).read_bytes(), mutations))
     try: frame = read_nih(root, on_error='skip')
     except InputError as error: assert '\n' not in str(error)
-    else: check_roles(frame)
+    else: check_splits(frame)
     finally: shutil.copy(phantom/name, root/name)
 
 @pytest.fixture
@@ -168,23 +170,23 @@ def test_a_subset_keeps_patients_and_prevalence(real):
     frame = read_nih(real)
     for n in [300, 1000]:
         fewer = read_nih(real, n=n)
-        check_roles(fewer)
+        check_splits(fewer)
         assert abs(len(fewer) - n) < 20
         assert frame.patient[~frame.index.isin(fewer.index)].isin(fewer.patient).sum() == 0 # whole patients
-        np.testing.assert_allclose(fewer.role.value_counts(normalize=True), frame.role.value_counts(normalize=True), atol=.02)
+        np.testing.assert_allclose(fewer.split.value_counts(normalize=True), frame.split.value_counts(normalize=True), atol=.02)
         np.testing.assert_allclose(fewer[list(FINDINGS)].mean(), frame[list(FINDINGS)].mean(), atol=.6 / n**.5)
     assert read_nih(real, n=300, seed=1).index.equals(read_nih(real, n=300, seed=1).index)
     assert not read_nih(real, n=300, seed=1).index.equals(read_nih(real, n=300).index)
     assert 'at least 30' in sentence(take_patients, frame, 3)
 
 def test_versions_are_told_by_their_counts():
-    from cxr_influence.data import PUBLISHED_COUNTS
+    from cxr_influence.data.nih import _PUBLISHED_COUNTS
     for version, counts in PUBLISHED_COUNTS.items():
         labels = pd.DataFrame(np.arange(112_120)[:, None] < counts.to_numpy(), columns=list(FINDINGS)).astype('float32')
-        assert f'version of {version}' in table_version(labels)
+        assert f'version of {version}' in _table_version(labels)
         labels.loc[0, 'Hernia'] = 0
-        assert 'neither' in table_version(labels) and 'Hernia' in table_version(labels)
-    assert 'a part of' in table_version(labels[:5])
+        assert 'neither' in _table_version(labels) and 'Hernia' in _table_version(labels)
+    assert 'a part of' in _table_version(labels[:5])
 
 def test_archives_not_unpacked_and_a_second_table_are_mentioned(copy):
     shutil.copy(copy/'Data_Entry_2017_v2020.csv', copy/'Data_Entry_2017.csv')

@@ -3,10 +3,11 @@ import numpy as np
 import pytest
 
 from conftest import sentence
-from cxr_influence.labels import FINDINGS
-from cxr_influence.losses import LOSSES
-from cxr_influence.models import list_backbones
-from cxr_influence.recipes import OFFICIAL, PUBLISHED, RANDOM, RECIPES, UNKNOWN, describe_recipe, published, recipe
+from cxr_influence.data.labels import FINDINGS
+from cxr_influence.training.losses import LOSSES
+from cxr_influence.training.networks import list_backbones
+from cxr_influence.training.recipes import (_OFFICIAL, PUBLISHED, _RANDOM, RECIPES, _UNKNOWN,
+    describe_recipe, published, recipe)
 
 @pytest.mark.parametrize('name', RECIPES)
 def test_every_recipe_is_complete_and_trainable(name):
@@ -36,10 +37,10 @@ def test_published_means_agree_with_their_findings():
     assert len(apart) == 11 and apart.drop('arnoweng, improved').max() < .0011, apart # the exception is on the page
 
 def test_splits_are_told_apart_wherever_a_number_is_shown():
-    assert set(PUBLISHED['split']) == {RANDOM, OFFICIAL, UNKNOWN}
-    assert not (PUBLISHED['split'] == OFFICIAL)[PUBLISHED.images.isin([22_433, 22_294])].any()
+    assert set(PUBLISHED['split']) == {_RANDOM, _OFFICIAL, _UNKNOWN}
+    assert not (PUBLISHED['split'] == _OFFICIAL)[PUBLISHED.images.isin([22_433, 22_294])].any()
     for name in RECIPES:
         shown = published(name)
         assert list(shown.index) == [*FINDINGS, 'macro'] and shown.loc['macro'].notna().all()
-        assert all(column.endswith((f'({RANDOM})', f'({OFFICIAL})')) for column in shown)
+        assert all(column.endswith((f'({_RANDOM})', f'({_OFFICIAL})')) for column in shown)
         assert ((shown > .5) & (shown < 1) | np.isnan(shown)).all().all()

@@ -6,14 +6,15 @@ import pandas as pd
 import pytest, torch
 from conftest import refused, sentence
 
-from cxr_influence import scoring
-from cxr_influence.batches import batches, normalise
-from cxr_influence.checkpoints import Checkpoint, list_checkpoints
-from cxr_influence.labels import FINDINGS, InputError
-from cxr_influence.models import weights_checksum
-from cxr_influence.pairwise import pairwise
-from cxr_influence.scoring import Rows, breakdown, check_repeats, influence, objectives, score_checkpoint, sum_by, verify
-from cxr_influence.tracin import gradient, image_losses, plain_scores
+from cxr_influence.attribution import scoring
+from cxr_influence.data.batches import batches, normalise
+from cxr_influence.training.checkpoints import Checkpoint, list_checkpoints
+from cxr_influence.data.labels import FINDINGS, InputError
+from cxr_influence.training.networks import weights_checksum
+from cxr_influence.attribution.pairwise import pairwise
+from cxr_influence.attribution.scoring import (_Loader, breakdown, _check_repeats, influence,
+    query_losses, score_checkpoint, sum_by, verify)
+from cxr_influence.attribution.tracin import gradient, image_losses, plain_scores
 
 @pytest.fixture
 def double(monkeypatch):
@@ -22,7 +23,7 @@ def double(monkeypatch):
     monkeypatch.setattr(Checkpoint, 'model', lambda self: before(self).double())
     monkeypatch.setattr('cxr_influence.batches.normalise', lambda pixels: normalise(pixels).double())
 
-def rows_of(frame): return {role: np.flatnonzero(frame.role == role) for role in ['train', 'validation']}
+def rows_of(frame): return {split: np.flatnonzero(frame.split == split) for split in ['train', 'validation']}
 
 def by_definition(checkpoints, store, frame, chosen=None, columns=slice(None), direction=None):
     "Every number as the formula says it: one backward pass a training image, one for the validation loss, at each checkpoint."
@@ -39,7 +40,7 @@ def near(found, expected): np.testing.assert_allclose(found, expected, rtol=1e-6
 
 def test_the_table_is_the_sum_over_checkpoints(data, checkpoints, tmp_path, double):
     frame, store = data
-    women = (frame.role == 'validation') & (frame.sex == 'F')
+    women = (frame.split == 'validation') & (frame.sex == 'F')
     scores = influence(checkpoints, store, frame, tmp_path/'influence.csv', groups={'women': women}, device='cpu')
     near(scores.influence, by_definition(checkpoints, store, frame))
     near(scores.influence_Effusion, by_definition(checkpoints, store, frame, columns=[2]) )
@@ -50,7 +51,7 @@ def test_the_table_is_the_sum_over_checkpoints(data, checkpoints, tmp_path, doub
         return {name: t / ((moments[f'{name}.exp_avg_sq'].double() / seen).sqrt() + 1e-8) for name, t in v.items()}
     near(scores.optimiser_aware, by_definition(checkpoints, store, frame, direction=adamw))
     near(breakdown(tmp_path/'influence.csv').sum(axis=1), scores.influence)
-    assert scores.influence.nunique() == len(scores) == (frame.role == 'train').sum() and scores['cosine'].abs().max() <= 1
+    assert scores.influence.nunique() == len(scores) == (frame.split == 'train').sum() and scores['cosine'].abs().max() <= 1
     assert sorted(scores['rank']) == list(range(1, len(scores) + 1)) and scores.influence.idxmax() == scores['rank'].idxmin()
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path/'influence.csv', index_col='image'), scores, check_dtype=False)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path/'influence.parquet'), scores, check_like=True)
@@ -74,7 +75,7 @@ def test_one_direction_and_a_last_layer(data, checkpoints, tmp_path, double):
 @pytest.mark.parametrize('per_finding', [True, False])
 def test_batch_size_changes_no_score(data, checkpoints, tmp_path, double, per_finding):
     frame, store = data
-    checkpoint, weights = list_checkpoints(checkpoints)[0], objectives(data[0], per_finding)
+    checkpoint, weights = list_checkpoints(checkpoints)[0], query_losses(data[0], per_finding)
     one, many = (score_checkpoint(checkpoint, store, frame, weights, tmp_path/str(size), batch_size=size) for size in [1, 32])
     assert one.index.equals(many.index)
     np.testing.assert_allclose(one, many, rtol=1e-8, atol=1e-8 * many.influence.abs().max())
@@ -90,7 +91,7 @@ def test_twice_the_learning_rate_is_twice_the_score(data, checkpoints, tmp_path,
 
 def test_scoring_is_in_evaluation_mode_and_moves_nothing(data, checkpoints, tmp_path, monkeypatch):
     frame, store = data
-    checkpoint, weights = list_checkpoints(checkpoints)[-1], objectives(frame, False)
+    checkpoint, weights = list_checkpoints(checkpoints)[-1], query_losses(frame, False)
     model = checkpoint.model()
     before, expected = weights_checksum(model), score_checkpoint(checkpoint, store, frame, weights, tmp_path/'a')
     monkeypatch.setattr(checkpoint, 'model', lambda: model.train())
@@ -103,20 +104,20 @@ def test_a_buffer_that_changes_is_an_error():
         def forward(self, x): self.calls += 1; return x
     model = Counting()
     with pytest.raises(RuntimeError, match='Scoring changed the model'):
-        with scoring.scoring(model): model(torch.zeros(1))
+        with scoring._scoring(model): model(torch.zeros(1))
 
 def test_loaders_that_shuffle_augment_or_run_dry_are_refused(data):
     frame, store = data
     x, y, i = next(batches(store, frame, np.arange(12), 12))
     dataset = torch.utils.data.TensorDataset(x, y)
-    check_repeats(Rows(store, frame, np.arange(12), 4))
-    check_repeats(torch.utils.data.DataLoader(dataset, 4))
-    with refused('shuffles', 'shuffle=False'): check_repeats(torch.utils.data.DataLoader(dataset, 4, shuffle=True))
+    _check_repeats(_Loader(store, frame, np.arange(12), 4))
+    _check_repeats(torch.utils.data.DataLoader(dataset, 4))
+    with refused('shuffles', 'shuffle=False'): _check_repeats(torch.utils.data.DataLoader(dataset, 4, shuffle=True))
     class Augmented(torch.utils.data.Dataset):
         def __len__(self): return 12
         def __getitem__(self, i): return x[i] + torch.rand(()), y[i]
-    with refused('no augmentation'): check_repeats(torch.utils.data.DataLoader(Augmented(), 4))
-    with refused('no generator'): check_repeats(iter([(x[:4], y[:4]), (x[4:8], y[4:8])]))
+    with refused('no augmentation'): _check_repeats(torch.utils.data.DataLoader(Augmented(), 4))
+    with refused('no generator'): _check_repeats(iter([(x[:4], y[:4]), (x[4:8], y[4:8])]))
 
 @pytest.mark.parametrize('change, words', [
     ({'learning_rate': None}, ['learning rate None', 'epoch_002']), ({'learning_rate': float('nan')}, ['learning rate nan']),
@@ -145,12 +146,12 @@ def test_all_learning_rates_zero(data, checkpoints, tmp_path):
 def test_patients_in_two_roles_and_strange_groups_are_refused(data, checkpoints, tmp_path):
     frame, store = data
     straddling = frame.copy()
-    straddling.loc[straddling.index[straddling.role == 'validation'][0], 'patient'] = straddling.patient[straddling.role == 'train'].iloc[0]
+    straddling.loc[straddling.index[straddling.split == 'validation'][0], 'patient'] = straddling.patient[straddling.split == 'train'].iloc[0]
     with refused('patient'): influence(checkpoints, store, straddling, tmp_path/'a.csv', device='cpu')
-    test = frame.index[frame.role == 'test'][:1]
-    with refused(test[0], 'no validation image but one of role test'): objectives(frame, groups={'some': test})
-    with refused('nobody.png'): objectives(frame, groups={'some': ['nobody.png']})
-    with refused('Group none has no validation image'): objectives(frame, groups={'none': frame.age > 200})
+    test = frame.index[frame.split == 'test'][:1]
+    with refused(test[0], 'no validation image but one of split test'): query_losses(frame, groups={'some': test})
+    with refused('nobody.png'): query_losses(frame, groups={'some': ['nobody.png']})
+    with refused('Group none has no validation image'): query_losses(frame, groups={'none': frame.age > 200})
     said = influence(checkpoints, store, frame, tmp_path/'b.csv', per_finding=False, against='test', device='cpu')
     assert len(said) and json.loads((tmp_path/'b.json').read_text())['against'] == 'test'
 
@@ -169,18 +170,18 @@ def test_an_image_whose_scores_are_not_numbers_is_named(data, checkpoints, tmp_p
 def test_verify_finds_a_wrong_table(data, checkpoints, tmp_path):
     frame, store = data
     checkpoint = list_checkpoints(checkpoints)[0]
-    scores = score_checkpoint(checkpoint, store, frame, objectives(frame, False), tmp_path)
+    scores = score_checkpoint(checkpoint, store, frame, query_losses(frame, False), tmp_path)
     assert verify(checkpoint, scores, store, frame) < .02
     averaged = scores.assign(influence=np.repeat(scores.influence.groupby(np.arange(len(scores)) // 8).mean(), 8)[:len(scores)].to_numpy())
     with refused('differ by', 'please report'): verify(checkpoint, averaged, store, frame)
 
 def test_finished_blocks_and_checkpoints_are_used_again_and_only_for_the_same(data, checkpoints, tmp_path, monkeypatch):
     frame, store = data
-    monkeypatch.setattr(scoring, 'BLOCK', 16)
+    monkeypatch.setattr(scoring, '_BLOCK_IMAGES', 16)
     def score(name): return influence(checkpoints, store, frame, tmp_path/name, device='cpu')
     whole, passes = score('a.csv'), []
-    real = scoring.score_rows
-    monkeypatch.setattr(scoring, 'score_rows', lambda *a: passes.append(len(a[2].rows)) or real(*a))
+    real = scoring._score_rows
+    monkeypatch.setattr(scoring, '_score_rows', lambda *a: passes.append(len(a[2].rows)) or real(*a))
     pd.testing.assert_frame_equal(score('a.csv'), whole)
     assert not passes
     class Enough(Exception): pass
@@ -188,11 +189,11 @@ def test_finished_blocks_and_checkpoints_are_used_again_and_only_for_the_same(da
         if len(passes) == 2: raise Enough
         passes.append(1)
         return real(*a)
-    monkeypatch.setattr(scoring, 'score_rows', interrupted)
+    monkeypatch.setattr(scoring, '_score_rows', interrupted)
     with pytest.raises(Enough): score('b.csv')
     assert len(list((tmp_path/'b.checkpoints').glob('*/*.parquet'))) == 2 and not (tmp_path/'b.csv').exists()
     passes.clear()
-    monkeypatch.setattr(scoring, 'score_rows', lambda *a: passes.append(len(a[2].rows)) or real(*a))
+    monkeypatch.setattr(scoring, '_score_rows', lambda *a: passes.append(len(a[2].rows)) or real(*a))
     pd.testing.assert_frame_equal(score('b.csv'), whole)
     assert sum(passes) == 2 * len(whole) - 32
     assert (tmp_path/'b.csv').read_bytes() == (tmp_path/'a.csv').read_bytes()
@@ -250,12 +251,12 @@ def test_two_processes_are_one(data, phantom, checkpoints, tmp_path):
 
 def test_pairs_obey_the_laws(data, checkpoints, tmp_path, double):
     frame, store = data
-    train = frame.index[frame.role == 'train']
+    train = frame.index[frame.split == 'train']
     scores = influence(checkpoints, store, frame, tmp_path/'influence.csv', device='cpu')
     strong = pairwise(checkpoints, store, frame, tmp_path/'pairs', matrix=True, top=4, memory=1e7, device='cpu')
     matrix = np.load(tmp_path/'pairs/pairwise.npy', mmap_mode='r')
     facts = json.loads((tmp_path/'pairs/pairwise.json').read_text())
-    assert facts['training_images'] == list(train) and facts['images'] == list(frame.index[frame.role == 'validation'])
+    assert facts['training_images'] == list(train) and facts['images'] == list(frame.index[frame.split == 'validation'])
     np.testing.assert_allclose(matrix.mean(0), scores.influence, rtol=1e-4, atol=1e-5 * scores.influence.abs().max()) # kept in float32
     table = pd.DataFrame(matrix, index=facts['images'], columns=train)
     for name, of_one in strong.groupby('image'):
@@ -290,5 +291,5 @@ def test_kept_pairs_are_not_used_for_other_learning_rates(data, checkpoints, tmp
 def test_more_processes_than_images_to_score_against(data, checkpoints):
     frame, store = data
     checkpoint, crowd = list_checkpoints(checkpoints)[0], scoring.Processes(0, 3, torch.device('cpu'))
-    few = Rows(store, frame, rows_of(frame)['validation'][:2])
-    with refused('2 images', '3 processes'): scoring.find_directions(checkpoint, checkpoint.model().eval(), few, objectives(frame, False), [], crowd)
+    few = _Loader(store, frame, rows_of(frame)['validation'][:2])
+    with refused('2 images', '3 processes'): scoring._find_directions(checkpoint, checkpoint.model().eval(), few, query_losses(frame, False), [], crowd)

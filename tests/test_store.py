@@ -13,13 +13,13 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittle
 from tqdm import tqdm
 
 from conftest import sentence
-from cxr_influence import images
-from cxr_influence.batches import batches, match_store, open_data, pixels_on
-from cxr_influence.data import fingerprint, read_nih
-from cxr_influence.images import decode, open_store, read_image, verify_store
-from cxr_influence.labels import InputError
-from cxr_influence.checkpoints import list_checkpoints
-from cxr_influence.training import fit
+from cxr_influence.data import store as images
+from cxr_influence.data.batches import batches, _match_store, load_data, _pixels_on
+from cxr_influence.data.nih import fingerprint, read_nih
+from cxr_influence.data.store import decode, open_store, read_image, verify_store
+from cxr_influence.data.labels import InputError
+from cxr_influence.training.checkpoints import list_checkpoints
+from cxr_influence.training.loop import fit
 
 @pytest.fixture
 def copy(phantom, tmp_path): return shutil.copytree(phantom, tmp_path/'copy')
@@ -133,7 +133,7 @@ def slowly(frame, root, out): # blocks of 8, some milliseconds an image
 
 def test_killed_at_any_moment_it_goes_on_and_ends_in_the_same_bytes(phantom, wanted, tmp_path, monkeypatch):
     frame, expected = wanted
-    monkeypatch.setattr(images, 'BLOCK', SIZE**2 * 8) # eight images
+    monkeypatch.setattr(images, '_BLOCK_BYTES', SIZE**2 * 8) # eight images
     rng, out, seen = random.Random(os.urandom(8)), tmp_path/'store', []
     for _ in range(20):
         process = in_child(slowly, frame, phantom, out)
@@ -179,12 +179,12 @@ def test_a_kill_between_the_two_renames(copy, tmp_path):
 def test_a_journal_is_only_believed_where_the_pixels_agree(copy, tmp_path, monkeypatch):
     frame, out, part = read_nih(copy), tmp_path/'store', tmp_path/'store.part'
     expected = decode(frame, copy, 64, tmp_path/'fresh')
-    monkeypatch.setattr(images, 'seal', lambda *_: (_ for _ in ()).throw(InputError('stopped')))
+    monkeypatch.setattr(images, '_seal', lambda *_: (_ for _ in ()).throw(InputError('stopped')))
     sentence(decode, frame, copy, 64, out)
     monkeypatch.undo()
     journal = (part/'journal.csv').read_text()
     assert journal.count('\n') == len(frame) + 1
-    with images.Rows(part/'pixels.npy') as rows: rows[11] = bytes(64 * 64) # a page that never reached the disk
+    with images._PixelFile(part/'pixels.npy') as rows: rows[11] = bytes(64 * 64) # a page that never reached the disk
     (part/'journal.csv').write_text(journal[:-7]) # a line cut short
     calls = []
     monkeypatch.setattr(images, 'read_image', lambda path, size: (calls.append(Path(path).name), read_image(path, size))[1])
@@ -238,7 +238,7 @@ def test_skipping_lists_what_was_left_out_and_is_undone(copy, tmp_path, counted)
     store = decode(frame, copy, 64, out, on_error='skip')
     assert store.names.equals(frame.index.delete([3, 77])) and list(store.skipped) == list(frame.index[[3, 77]])
     assert (store.pixels[5] == read_image(copy/'images'/store.names[5], 64)[0]).all() and '2 skipped' in repr(store)
-    fewer, _ = match_store(frame, store)
+    fewer, _ = _match_store(frame, store)
     assert fewer.index.equals(store.names) and fewer.attrs['report'][-1]['state'] == 'unreadable'
     assert fewer.attrs['report'][-1]['names'] == list(store.skipped)
     counted.clear()
@@ -264,8 +264,8 @@ def test_names_that_look_like_numbers_or_nothing(tmp_path):
 def test_open_data_can_skip(copy, tmp_path):
     frame = read_nih(copy)
     (copy/'images'/frame.index[3]).write_bytes(b'')
-    sentence(open_data, copy, 64, tmp_path/'stores')
-    fewer, store = open_data(copy, 64, tmp_path/'stores', on_error='skip')
+    sentence(load_data, copy, 64, tmp_path/'stores')
+    fewer, store = load_data(copy, 64, tmp_path/'stores', on_error='skip')
     assert store.names.equals(fewer.index) and len(fewer) == len(frame) - 1
     assert 'unreadable' in repr(fewer.attrs['report'])
     assert sum(len(i) for _, _, i in batches(store, fewer, np.arange(len(fewer)))) == len(fewer)
@@ -292,7 +292,7 @@ def test_damage_is_noticed_and_mended(copy, tmp_path, damage):
     if damage == 'json cut': os.truncate(out/'store.json', 20)
     if damage == 'json of another': (out/'store.json').write_text(json.dumps({'size': 64, 'images': 3, 'index_sha256': '', 'skipped': {}}))
     if damage == 'a row changed':
-        with images.Rows(out/'pixels.npy') as rows: rows[5] = bytes(64 * 64)
+        with images._PixelFile(out/'pixels.npy') as rows: rows[5] = bytes(64 * 64)
         assert frame.index[5] in sentence(verify_store, open_store(out))
         shutil.rmtree(out)
     else: assert 'damaged' in sentence(lambda: open_store(out).names)
@@ -306,13 +306,13 @@ def test_a_full_disk_keeps_what_is_decoded(phantom, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(images.shutil, 'disk_usage', lambda path: usage._replace(free=100_000))
         assert 'GB are free' in sentence(decode, frame, phantom, 64, out)
-    monkeypatch.setattr(images, 'BLOCK', 64**2 * 8)
-    append, count = images.append, iter(range(10))
+    monkeypatch.setattr(images, '_BLOCK_BYTES', 64**2 * 8)
+    append, count = images._append_journal, iter(range(10))
     def full(part, lines):
         if next(count) == 3: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         append(part, lines)
     with monkeypatch.context() as patch:
-        patch.setattr(images, 'append', full)
+        patch.setattr(images, '_append_journal', full)
         said = sentence(decode, frame, phantom, 64, out)
         assert 'No space left' in said and str(out) in said and 'kept' in said
     assert len((tmp_path/'store.part/journal.csv').read_text().splitlines()) == 25
@@ -331,18 +331,18 @@ def test_opening_reads_almost_nothing(phantom, tmp_path, monkeypatch):
     assert len(open_store(tmp_path/'store')) == len(store) # neither the index nor a pixel is read
 
 def test_a_part_of_the_patients_is_read_again_as_it_was_trained(phantom, tmp_path):
-    frame, store = open_data(phantom, 64, tmp_path/'stores', n=60)
+    frame, store = load_data(phantom, 64, tmp_path/'stores', n=60)
     fit(frame, store, tmp_path/'run', 'densenet_small', epochs=1, batch_size=16, device='cpu')
     facts = list_checkpoints(tmp_path/'run')[0].facts
-    again, _ = open_data(facts['root'], facts['image_size'], tmp_path/'stores', **facts['reading'])
+    again, _ = load_data(facts['root'], facts['image_size'], tmp_path/'stores', **facts['reading'])
     assert len(again) < len(read_nih(phantom)) and fingerprint(again) == facts['data'] == fingerprint(frame)
 
 def test_the_store_goes_to_a_device_that_has_room(phantom, tmp_path, monkeypatch):
     store = decode(read_nih(phantom), phantom, 64, tmp_path/'store')
     device = torch.device('meta') # stands for an accelerator: it has a name and holds nothing
-    assert pixels_on(store, device).device.type == 'cpu' and store.__dict__.pop('held')
+    assert _pixels_on(store, device).device.type == 'cpu' and store.__dict__.pop('held')
     monkeypatch.setattr('cxr_influence.batches.free_bytes', lambda device: 3 * store.pixels.nbytes)
-    assert pixels_on(store, device).device == device and pixels_on(store, device) is pixels_on(store, device)
+    assert _pixels_on(store, device).device == device and _pixels_on(store, device) is _pixels_on(store, device)
     monkeypatch.setattr('cxr_influence.batches.free_bytes', lambda device: 2 * store.pixels.nbytes - 1)
     store.__dict__.pop('held')
-    assert pixels_on(store, device).device.type == 'cpu'
+    assert _pixels_on(store, device).device.type == 'cpu'

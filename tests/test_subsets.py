@@ -10,17 +10,19 @@ import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
 from conftest import refused
-from cxr_influence import subsets
-from cxr_influence.checkpoints import best_checkpoint, list_checkpoints
-from cxr_influence.evaluation import evaluate_checkpoint
-from cxr_influence.intervals import interval, seed_means
-from cxr_influence.labels import FINDINGS, InputError
-from cxr_influence.losses import training_loss
-from cxr_influence.metrics import per_finding
-from cxr_influence.calibration import calibration_error
-from cxr_influence.subsets import (FRACTIONS, KEYS, LABELS, MODES, RULES, budget_epochs, choose_stratified, compare, compressibility,
-                                   kept_images, keep_best, leaving_share, minus, nearest_count, read_scores, redundancy, retrain,
-                                   retrain_all, retraining_name, run_subsets, subset_draws, subset_grid, verdict, weighted_ece, weighted_f1)
+from cxr_influence.evidence import subsets
+from cxr_influence.training.checkpoints import best_checkpoint, list_checkpoints
+from cxr_influence.training.evaluation import evaluate_checkpoint
+from cxr_influence.measures.intervals import percentile_interval, seed_means
+from cxr_influence.data.labels import FINDINGS, InputError
+from cxr_influence.training.losses import training_loss
+from cxr_influence.measures.metrics import per_finding
+from cxr_influence.measures.calibration import calibration_error
+from cxr_influence.evidence.subsets import (_FRACTIONS, _KEYS, _LABELS, MODES, RULES,
+    _budget_epochs, _choose_stratified, compare, compressibility, kept_images, _keep_best,
+    _leaving_share, _minus, _nearest_count, read_scores, redundancy, _retrain_and_evaluate,
+    _retrain_all, _retraining_name, run_subsets, subset_draws, subset_grid, verdict,
+    _weighted_ece, _weighted_f1)
 
 @pytest.fixture
 def rng(): return np.random.default_rng()
@@ -31,7 +33,7 @@ def made(rng):
     patient = np.repeat(np.arange(400), rng.integers(1, 6, 400))[:600]
     common = rng.uniform(.01, .2, 14)
     frame = pd.DataFrame((rng.random((600, 14)) < common).astype('float32'), [f'{i:04}.png' for i in range(600)], list(FINDINGS))
-    return frame.assign(patient=patient, role='train')
+    return frame.assign(patient=patient, split='train')
 
 def valuation(frame, rng): return pd.Series(rng.normal(size=len(frame)), frame.index)
 
@@ -92,21 +94,21 @@ def test_equal_values_are_ordered_by_chance_not_by_place(made):
 def test_nearest_count_is_the_nearest(rng):
     images, wanted = rng.integers(1, 6, 30), rng.uniform(0, 60)
     reached = np.append(0, images.cumsum())
-    assert abs(reached[nearest_count(images, wanted)] - wanted) == abs(reached - wanted).min()
+    assert abs(reached[_nearest_count(images, wanted)] - wanted) == abs(reached - wanted).min()
 
 def test_the_grid_has_every_cell_once_and_chance_once(made, rng):
     scores = pd.DataFrame({name: valuation(made, rng) for name in ['influence', 'loss']})
     grid = subset_grid(scores, made, seeds=[0, 1])
-    assert not grid.duplicated(LABELS).any()
+    assert not grid.duplicated(_LABELS).any()
     counts = grid.groupby(['valuation', 'mode']).size()
     for mode in MODES:
-        assert counts['influence', mode] == counts['loss', mode] == counts['chance', mode] == 2 * 2 * len(FRACTIONS[mode])
+        assert counts['influence', mode] == counts['loss', mode] == counts['chance', mode] == 2 * 2 * len(_FRACTIONS[mode])
     assert counts['all', 'all'] == 2 and (grid.kept[grid.rule == 'all'].map(len) == 600).all()
     series = subset_grid(scores.influence, made, {'remove': [.2]}, ['top'], [0])
     assert list(series.valuation) == ['all', 'influence']
 
 def test_the_fractions_are_those_of_before():
-    assert FRACTIONS == {'remove': (.05, .15, .35, .6), 'select': (.02, .05, .1, .2, .4, .8)}
+    assert _FRACTIONS == {'remove': (.05, .15, .35, .6), 'select': (.02, .05, .1, .2, .4, .8)}
 
 def test_scores_that_are_missing_or_others(made, tmp_path):
     with refused('scores.csv', 'cxr_influence --output'): read_scores(tmp_path/'scores.csv')
@@ -130,34 +132,34 @@ def test_equal_steps_are_as_many_steps(rng):
     facts = {'epochs': int(rng.integers(1, 30)), 'batch_size': int(rng.integers(4, 64))}
     steps = lambda images: -(-images // facts['batch_size'])
     for images in rng.integers(100, 5000, 50):
-        epochs = budget_epochs(images, 5000, facts, 'steps')
+        epochs = _budget_epochs(images, 5000, facts, 'steps')
         assert abs(epochs * steps(images) - facts['epochs'] * steps(5000)) <= steps(images) / 2 + 1e-9
-        assert budget_epochs(images, 5000, facts) == facts['epochs']
-    assert budget_epochs(5000, 5000, facts, 'steps') == facts['epochs']
-    with refused("budget 'hours'", 'epochs or steps'): budget_epochs(10, 20, facts, 'hours')
+        assert _budget_epochs(images, 5000, facts) == facts['epochs']
+    assert _budget_epochs(5000, 5000, facts, 'steps') == facts['epochs']
+    with refused("budget 'hours'", 'epochs or steps'): _budget_epochs(10, 20, facts, 'hours')
 
 @pytest.fixture(scope='module')
 def baseline(checkpoints): return list_checkpoints(checkpoints)[0]
 
 @pytest.fixture(scope='module')
-def train(data): return data[0].index[data[0].role == 'train']
+def train(data): return data[0].index[data[0].split == 'train']
 
 def test_a_name_says_all_that_went_in(baseline, train):
-    names = {retraining_name(kept, baseline, seed, epochs) for kept, seed, epochs in product([train, train[1:]], [0, 1], [2, 3])}
+    names = {_retraining_name(kept, baseline, seed, epochs) for kept, seed, epochs in product([train, train[1:]], [0, 1], [2, 3])}
     assert len(names) == 8
-    assert retraining_name(train, baseline, 0) == retraining_name(train[::-1], baseline, np.int64(0), 2)
+    assert _retraining_name(train, baseline, 0) == _retraining_name(train[::-1], baseline, np.int64(0), 2)
 
 def test_a_retraining_follows_the_recipe_with_the_weights_of_all(data, baseline, train, tmp_path, monkeypatch):
     frame, store = data
     kept = train[frame.loc[train, 'Infiltration'] == 0][:20]
-    row, probabilities = retrain(kept, baseline, store, frame, 5, 'cpu', 3, tmp_path/'run')
+    row, probabilities = _retrain_and_evaluate(kept, baseline, store, frame, 5, 'cpu', 3, tmp_path/'run')
     assert (row['images'], row['epochs'], row['steps']) == (20, 3, 6)
     facts = best_checkpoint(tmp_path/'run').facts
     assert facts['loss'] == baseline.facts['loss'] and facts['seed'] == 5 and facts['epoch'] == row['best_epoch']
-    part = frame.assign(role=frame.role.mask((frame.role == 'train') & ~frame.index.isin(kept), 'unused'))
+    part = frame.assign(split=frame.split.mask((frame.split == 'train') & ~frame.index.isin(kept), 'unused'))
     assert not training_loss('focal', part).class_weights.equal(baseline.loss().class_weights)
     assert all(facts[name] == baseline.facts[name] for name in ('batch_size', 'peak_learning_rate', 'weight_decay', 'warmup', 'clip'))
-    assert probabilities.index.equals(frame.index[frame.role == 'test'])
+    assert probabilities.index.equals(frame.index[frame.split == 'test'])
 
 def test_the_test_images_are_read_once_and_thresholds_are_from_validation(data, baseline, train, monkeypatch):
     frame, store = data
@@ -167,23 +169,23 @@ def test_the_test_images_are_read_once_and_thresholds_are_from_validation(data, 
         return evaluate_checkpoint(checkpoint, store, frame, device)
     monkeypatch.setattr(subsets, 'evaluate_checkpoint', spy)
     monkeypatch.setattr(subsets, 'fit', lambda frame, store, out, *a, **k: (seen.append('fit'), fit_again(frame, store, out, *a, **k)))
-    from cxr_influence.training import fit as fit_again
-    row, _ = retrain(train[:24], baseline, store, frame, 1, 'cpu')
+    from cxr_influence.training.loop import fit as fit_again
+    row, _ = _retrain_and_evaluate(train[:24], baseline, store, frame, 1, 'cpu')
     assert seen[0] == 'fit' and len(seen) == 2
-    assert (seen[1].role == 'train').sum() == 24 and (seen[1].role == 'validation').equals(frame.role == 'validation')
+    assert (seen[1].split == 'train').sum() == 24 and (seen[1].split == 'validation').equals(frame.split == 'validation')
     assert {f'threshold_{finding}' for finding in FINDINGS} <= set(row)
 
 def test_all_images_with_the_same_seed_are_the_baseline(data, baseline, train, checkpoints, monkeypatch):
     frame, store = data
     monkeypatch.setattr(subsets, 'fit', lambda *a, **k: pytest.fail('trained again'))
-    row, probabilities = retrain(train, baseline, store, frame, 0, 'cpu')
+    row, probabilities = _retrain_and_evaluate(train, baseline, store, frame, 0, 'cpu')
     evaluation = evaluate_checkpoint(best_checkpoint(checkpoints), store, frame, 'cpu')
     assert row['auroc'] == evaluation.table.auroc['macro'] and probabilities.equals(evaluation.probabilities)
 
 def test_only_the_best_and_the_last_checkpoint_stay(data, tmp_path):
-    from cxr_influence.training import fit
+    from cxr_influence.training.loop import fit
     frame, store = data
-    for folder, after in [('all', None), ('few', lambda _: keep_best(tmp_path/'few'))]:
+    for folder, after in [('all', None), ('few', lambda _: _keep_best(tmp_path/'few'))]:
         fit(frame, store, tmp_path/folder, 'densenet_small', epochs=5, batch_size=64, device='cpu', after_epoch=after)
     best = best_checkpoint(tmp_path/'all')
     assert best_checkpoint(tmp_path/'few').facts['epoch'] == best.facts['epoch']
@@ -203,23 +205,23 @@ def sweep(data, small_grid, checkpoints, tmp_path_factory):
 
 def test_a_sweep_has_a_row_a_retraining_and_shares_equal_ones(sweep, small_grid):
     rows, out = sweep
-    assert rows[LABELS].equals(small_grid[LABELS]) and (rows.budget == 'epochs').all()
+    assert rows[_LABELS].equals(small_grid[_LABELS]) and (rows.budget == 'epochs').all()
     assert rows.images.equals(small_grid.kept.map(len)) and rows.auroc.between(0, 1).all()
-    same = rows.set_index(LABELS).retrained
+    same = rows.set_index(_LABELS).retrained
     assert same['influence', 'remove', 'bottom', .6, 0] == same['influence', 'select', 'top', .4, 0]
     assert len(list(out.glob('*.json'))) == len(list(out.glob('*.parquet'))) == rows.retrained.nunique() < len(rows)
     assert not [path for path in out.iterdir() if path.suffix not in ('.json', '.parquet')]
 
 def test_it_does_nothing_twice(sweep, small_grid, data, checkpoints, monkeypatch):
     rows, out = sweep
-    monkeypatch.setattr(subsets, 'retrain_all', lambda *a: pytest.fail('retrained'))
+    monkeypatch.setattr(subsets, '_retrain_all', lambda *a: pytest.fail('retrained'))
     assert run_subsets(small_grid, checkpoints, data[1], data[0], 'epochs', out).equals(rows)
 
 def test_steps_are_other_runs_but_for_all_images(sweep, small_grid, data, checkpoints, monkeypatch):
     rows, out = sweep
     wanted = []
     def note(jobs, *rest): wanted.append(jobs); raise InputError('enough')
-    monkeypatch.setattr(subsets, 'retrain_all', note)
+    monkeypatch.setattr(subsets, '_retrain_all', note)
     with refused('enough'): run_subsets(small_grid, checkpoints, data[1], data[0], 'steps', out)
     jobs, = wanted
     assert 'all' not in set(jobs.rule) and (jobs.epochs > 2).all() and jobs.index.is_unique
@@ -229,7 +231,7 @@ def test_processes_give_the_same_as_a_thread(sweep, small_grid, data, checkpoint
     part = small_grid[small_grid.rule == 'random'][:1].reset_index(drop=True)
     with ProcessPoolExecutor(1, subsets_context()) as executor:
         again = run_subsets(part, checkpoints, data[1], data[0], 'epochs', tmp_path, executor)
-    before = part[LABELS].merge(rows, on=LABELS)
+    before = part[_LABELS].merge(rows, on=_LABELS)
     np.testing.assert_allclose(again.auroc, before.auroc, atol=1e-6)
 
 def subsets_context():
@@ -255,7 +257,7 @@ from cxr_influence.images import open_store
 from cxr_influence.subsets import run_subsets, subset_grid
 root, store, checkpoints, out = sys.argv[1:]
 frame = read_nih(root)
-train = frame.index[frame.role == 'train']
+train = frame.index[frame.split == 'train']
 grid = subset_grid(pd.Series(range(len(train)), train, name='influence'), frame, {'remove': [.2, .5]}, ['top', 'bottom', 'random'], [0])
 rows = run_subsets(grid, checkpoints, open_store(store), frame, 'epochs', out)
 print(len(rows), rows.auroc.notna().all())
@@ -267,8 +269,8 @@ def test_two_sweeps_that_meet_train_once(tmp_path, monkeypatch):
         seen.append(folder)
         time.sleep(.5)
         return {'auroc': .5}, pd.DataFrame({'Effusion': [.1]})
-    monkeypatch.setattr(subsets, 'retrain', slow)
-    with ThreadPoolExecutor(3) as pool: done = list(pool.map(lambda _: subsets.retrain_into(tmp_path/'one', None), range(3)))
+    monkeypatch.setattr(subsets, '_retrain_and_evaluate', slow)
+    with ThreadPoolExecutor(3) as pool: done = list(pool.map(lambda _: subsets._retrain_into(tmp_path/'one', None), range(3)))
     assert len(seen) == 1 and done == [(tmp_path/'one', None)] * 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ['one.json', 'one.parquet']
 
@@ -292,13 +294,13 @@ def test_a_killed_sweep_goes_on(phantom, data, checkpoints, tmp_path):
 def test_a_killed_process_is_told_in_a_sentence(small_grid, data, checkpoints, tmp_path, monkeypatch):
     from concurrent.futures.process import BrokenProcessPool
     def broken(calls, executor): raise BrokenProcessPool('gone'); yield
-    monkeypatch.setattr(subsets, 'as_they_end', broken)
+    monkeypatch.setattr(subsets, '_as_they_end', broken)
     with refused('was killed', '0 of', 'goes on from there'): run_subsets(small_grid, checkpoints, data[1], data[0], retrained=tmp_path)
 
 def test_weighted_metrics_are_those_of_repeated_images(rng):
     target, probability = (rng.random(80) < .4).astype(float), rng.random(80)
     weights = rng.integers(0, 4, (5, 80))
-    for row, f1, ece in zip(weights, weighted_f1(target, probability, weights, .5), weighted_ece(target, probability, weights)):
+    for row, f1, ece in zip(weights, _weighted_f1(target, probability, weights, .5), _weighted_ece(target, probability, weights)):
         y, p = np.repeat(target, row), np.repeat(probability, row)
         assert np.isclose(f1, f1_score(y, p >= .5)) and np.isclose(ece, calibration_error(y, p), atol=1e-5)
 
@@ -320,7 +322,7 @@ def made_draws(rng, gains, seeds=3, resamples=300, noise=0.):
         keys.append((*key, seed, 'epochs'))
         values.append(np.append(value, value + patients))
     columns = pd.MultiIndex.from_product([['macro'], range(resamples + 1)], names=['finding', 'resample'])
-    return pd.DataFrame(values, pd.MultiIndex.from_tuples(keys, names=KEYS), columns)
+    return pd.DataFrame(values, pd.MultiIndex.from_tuples(keys, names=_KEYS), columns)
 
 ALL = ('all', 'all', 'all', 0.)
 
@@ -330,7 +332,7 @@ def test_differences_are_paired_by_patient_and_seed(rng):
     assert np.allclose(table.loc['top', ['difference', 'low', 'high', 'spread']].astype(float), [-.05, -.05, -.05, 0])
     assert np.isnan(table.low['random']) and np.isnan(table.low['all']) and np.isclose(table.value['all'], .81)
     assert np.allclose(compare(draws, 'all').set_index('rule').difference[['top', 'random']], [-.1, -.05])
-    with refused("rival 'best'"): minus(draws, 'best')
+    with refused("rival 'best'"): _minus(draws, 'best')
 
 def test_without_a_partner_there_is_no_difference(rng):
     draws = made_draws(rng, {ALL: .8, ('influence', 'remove', 'top', .3): .7, ('chance', 'select', 'random', .3): .75})
@@ -339,14 +341,14 @@ def test_without_a_partner_there_is_no_difference(rng):
 
 def test_intervals_know_seeds_and_patients(rng):
     seeds, patients = rng.normal(0, .02, (4, 1)), rng.normal(0, .02, 2000)
-    width = lambda draws: np.ptp(interval(seed_means(draws)))
+    width = lambda draws: np.ptp(percentile_interval(seed_means(draws)))
     assert width(seeds + patients) > width(0 * seeds + patients) and width(seeds + patients) > width(seeds + 0 * patients) > 0
-    assert np.ptp(interval(seed_means(patients[None]))) == np.ptp(interval(patients))
+    assert np.ptp(percentile_interval(seed_means(patients[None]))) == np.ptp(percentile_interval(patients))
 
 def test_the_interval_holds_what_it_says(rng):
     def once():
         draws = rng.normal(0, .5) + rng.normal(0, 1, (3, 1)) + rng.normal(0, .5, 200)
-        low, high = interval(seed_means(draws))
+        low, high = percentile_interval(seed_means(draws))
         return low <= 0 <= high
     assert .9 < np.mean([once() for _ in range(300)]) <= 1
 
@@ -395,14 +397,15 @@ def test_a_cluster_of_dask_gives_the_same(sweep, small_grid, data, checkpoints, 
     part, rows = small_grid[small_grid.rule == 'random'][:1].reset_index(drop=True), sweep[0]
     with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster, distributed.Client(cluster) as client:
         again = run_subsets(part, checkpoints, data[1], data[0], 'epochs', tmp_path, client.get_executor())
-    np.testing.assert_allclose(again.auroc, part[LABELS].merge(rows, on=LABELS).auroc, atol=1e-6)
+    np.testing.assert_allclose(again.auroc, part[_LABELS].merge(rows, on=_LABELS).auroc, atol=1e-6)
 
 def test_figures_take_what_the_tables_are(sweep, data):
-    from cxr_influence.figures import plot_differences, plot_finding_differences, plot_subsets
+    from cxr_influence.evidence.figures import (plot_differences, plot_finding_differences,
+        plot_subsets)
     rows, (frame, _) = sweep[0], data
     rows = rows[rows['mode'] != 'select']
     draws = subset_draws(rows, frame, resamples=20)
-    positives = frame.loc[frame.role == 'train', list(FINDINGS)].sum()
+    positives = frame.loc[frame.split == 'train', list(FINDINGS)].sum()
     curves, macro, findings = plot_subsets(rows), plot_differences(compare(draws)), plot_finding_differences(compare(draws, findings=FINDINGS), positives)
     assert [text.get_text() for text in curves.legends[0].texts] == ['all images', 'top', 'bottom', 'random']
     assert [text.get_text() for text in macro.legends[0].texts] == ['top', 'bottom']

@@ -9,22 +9,23 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
 from conftest import refused
-from cxr_influence.data import fingerprint, read_nih
-from cxr_influence.images import decode, read_image
-from cxr_influence.labels import FINDINGS, NO_FINDING, InputError
-from cxr_influence.losses import FocalLoss, class_weights, training_loss
-from cxr_influence.calibration import pooled_calibration_error
-from cxr_influence.intervals import bootstrap_auroc
-from cxr_influence.metrics import choose_thresholds
-from cxr_influence.results import evaluate
-from cxr_influence.roles import take_patients
-from cxr_influence.tables import from_medmnist, from_torchxrayvision, read_dataset, read_grey, to_torchxrayvision
-from cxr_influence.scoring import influence
-from cxr_influence.checkpoints import list_checkpoints
-from cxr_influence.evaluation import evaluate_checkpoint
-from cxr_influence.training import fit
+from cxr_influence.data.nih import fingerprint, read_nih
+from cxr_influence.data.store import decode, read_image
+from cxr_influence.data.labels import FINDINGS, NO_FINDING, InputError
+from cxr_influence.training.losses import FocalLoss, class_weights, training_loss
+from cxr_influence.measures.calibration import pooled_calibration_error
+from cxr_influence.measures.intervals import bootstrap_auroc
+from cxr_influence.measures.metrics import choose_thresholds
+from cxr_influence.measures.results import evaluate
+from cxr_influence.data.splits import take_patients
+from cxr_influence.data.tables import (from_medmnist, from_torchxrayvision, read_dataset,
+    _read_grey, to_torchxrayvision)
+from cxr_influence.attribution.scoring import influence
+from cxr_influence.training.checkpoints import list_checkpoints
+from cxr_influence.training.evaluation import evaluate_checkpoint
+from cxr_influence.training.loop import fit
 
-COLUMNS = ['patient', 'age', 'sex', 'view', 'follow_up', 'role', *FINDINGS]
+COLUMNS = ['patient', 'age', 'sex', 'view', 'follow_up', 'split', *FINDINGS]
 CHEXPERT = {name: name for name in ['No Finding', 'Atelectasis', 'Cardiomegaly', 'Pneumonia', 'Pneumothorax', 'Consolidation',
                                     'Edema']} | {'Effusion': 'Pleural Effusion'}
 
@@ -46,7 +47,7 @@ def test_chexpert(tmp_path):
     table = pd.read_csv(tmp_path/'train.csv', dtype=str)
     draw(tmp_path, table.Path)
     arguments = dict(image='Path', patient=lambda t: t.Path.str.extract(r'/(patient\d+)/'), findings=CHEXPERT, age='Age', sex='Sex',
-                     view='AP/PA', role=lambda t: np.where(t.Path.str.contains('/valid/'), 'test', 'train'))
+                     view='AP/PA', split=lambda t: np.where(t.Path.str.contains('/valid/'), 'test', 'train'))
     frame = read_dataset(tmp_path/'train.csv', tmp_path, **arguments)
     inner = read_dataset(tmp_path/'train.csv', tmp_path/'CheXpert-v1.0-small', **arguments)
     assert frame.equals(inner) and list(frame.columns) == COLUMNS and frame.index.name == 'image'
@@ -56,7 +57,7 @@ def test_chexpert(tmp_path):
     np.testing.assert_array_equal(frame[known].to_numpy(), np.array(expected, 'float32'))
     assert frame[['Mass', 'Hernia', 'Infiltration']].isna().all(axis=None) and (frame[list(FINDINGS)].dtypes == 'float32').all()
     assert list(frame.sex.fillna('?')) == ['M', 'F', '?', 'M'] and rows(frame)['sex', 'repaired']['count'] == 1
-    assert frame.role.iloc[3] == 'test' and sorted(frame.role[:3]) == ['train', 'train', 'validation']
+    assert frame.split.iloc[3] == 'test' and sorted(frame.split[:3]) == ['train', 'train', 'validation']
     assert ('validation', 'absent') in rows(frame) and 'Lung Opacity' in rows(frame)['columns', 'skipped']['detail']
     store = decode(frame, frame.attrs['root'], 8, tmp_path/'store') # a name that is a path is found again
     assert (store.pixels[:, 0, 0] == [0, 1, 2, 3]).all()
@@ -72,12 +73,12 @@ def test_mimic(tmp_path):
     table = images.merge(labels, on='study_id')
     path = lambda t: 'files/p' + t.subject_id.str[:2] + '/p' + t.subject_id + '/s' + t.study_id + '/' + t.dicom_id + '.jpg'
     draw(tmp_path, path(table))
-    frame = read_dataset(table[table.ViewPosition != 'LATERAL'], tmp_path, image=path, patient='subject_id', role='split',
+    frame = read_dataset(table[table.ViewPosition != 'LATERAL'], tmp_path, image=path, patient='subject_id', split='split',
                          view='ViewPosition', findings={'Effusion': 'Pleural Effusion', 'Edema': 'Edema'})
     assert list(frame.index) == ['files/p10/p10000001/s51/a-1.jpg', 'files/p10/p10000002/s52/b-1.jpg', 'files/p11/p11000003/s53/c-1.jpg']
-    assert list(frame.role) == ['train', 'validation', 'test'] and frame.patient.dtype == 'int64'
+    assert list(frame.split) == ['train', 'validation', 'test'] and frame.patient.dtype == 'int64'
     assert list(frame.Effusion.fillna(-1)) == [1, -1, -1] and list(frame.Edema.fillna(-1)) == [0, -1, 1]
-    assert read_dataset(table, tmp_path, image=path, patient='subject_id', role='split', view='ViewPosition',
+    assert read_dataset(table, tmp_path, image=path, patient='subject_id', split='split', view='ViewPosition',
                         findings={'Edema': 'Edema'})['view'].tolist() == ['PA', 'L', 'AP', 'PA']
 
 def test_padchest(tmp_path):
@@ -96,8 +97,8 @@ def test_padchest(tmp_path):
 
 def test_one_label_may_mean_two_findings(tmp_path):
     draw(tmp_path, ['a.png', 'b.png', 'c.png'])
-    table = pd.DataFrame({'image': ['a.png', 'b.png', 'c.png'], 'role': ['train', 'val', 'test'], 'seen': ['Lump', 'none', 'Lump']})
-    frame = read_dataset(table, tmp_path, image='image', patient='image', role='role', labels='seen', findings={'Mass': 'Lump', 'Nodule': 'Lump'})
+    table = pd.DataFrame({'image': ['a.png', 'b.png', 'c.png'], 'split': ['train', 'val', 'test'], 'seen': ['Lump', 'none', 'Lump']})
+    frame = read_dataset(table, tmp_path, image='image', patient='image', split='split', labels='seen', findings={'Mass': 'Lump', 'Nodule': 'Lump'})
     assert list(frame.Mass) == list(frame.Nodule) == [1, 0, 1]
 
 def test_vindr_has_no_patients_and_says_so(tmp_path):
@@ -106,7 +107,7 @@ def test_vindr_has_no_patients_and_says_so(tmp_path):
     findings = {'Effusion': 'Pleural effusion'}
     frame = read_dataset(table, tmp_path, image='image_id', patient=None, findings=findings)
     assert list(frame.patient) == list('abcdef') and frame.Effusion.isna().sum() == 1
-    assert 'nothing here can tell' in rows(frame)['patients', 'absent']['detail'] and 'No roles given' in rows(frame)['roles', 'absent']['detail']
+    assert 'nothing here can tell' in rows(frame)['patients', 'absent']['detail'] and 'No splits given' in rows(frame)['splits', 'absent']['detail']
     with pytest.raises(TypeError): read_dataset(table, tmp_path, image='image_id', findings=findings) # never without asking
     with refused("the table, row 6 ('a')", 'a second time'):
         read_dataset(pd.concat([table, table]), tmp_path, image='image_id', patient=None, findings=findings)
@@ -129,8 +130,8 @@ def test_own_from_file_and_from_memory_are_the_same(tmp_path):
     (tmp_path/'own.csv.gz').write_bytes(gzip.compress((tmp_path/'own.csv').read_bytes()))
     assert frame.equals(read_dataset(tmp_path/'own.csv.gz', tmp_path, **ASKED))
     assert (frame.Mass.isna().to_numpy() == (table.Mass == -1)).all() and (frame.Nodule.isna().to_numpy() == table.Nodule.isin(['U', ''])).all()
-    assert frame.groupby('patient').role.nunique().max() == 1 and (frame.age == 40).all()
-    assert not (read_dataset(table, tmp_path, **ASKED, seed=1).role == frame.role).all()
+    assert frame.groupby('patient').split.nunique().max() == 1 and (frame.age == 40).all()
+    assert not (read_dataset(table, tmp_path, **ASKED, seed=1).split == frame.split).all()
 
 def test_the_frame_goes_on(tmp_path):
     own(tmp_path)
@@ -178,24 +179,24 @@ def test_tables_that_cannot_be_read(tmp_path):
     (dict(file='a/../scan004.png'), 'path below the root'), (dict(file='C:/scan004.png'), 'path below the root'),
     (dict(file='..\\scan004.png'), 'path below the root'), (dict(file=''), 'path below the root'),
     (dict(file='scan003.png'), 'a second time'), (dict(person=''), 'has no patient'), (dict(Mass='2'), 'label that is none of'),
-    (dict(Mass='maybe'), 'label that is none of'), (dict(split='holdout'), 'role that is none of'), (dict(split=''), 'role that is none of')],
+    (dict(Mass='maybe'), 'label that is none of'), (dict(split='holdout'), 'split that is none of'), (dict(split=''), 'split that is none of')],
     ids=lambda value: '-'.join(map(str, value.values())) if isinstance(value, dict) else '')
 def test_a_row_that_cannot_be_used(tmp_path, change, words):
     table = own(tmp_path).assign(split=['train', 'valid', 'test'] * 20).astype(str)
     table.person = [f'p{k}' for k in range(60)]
     for column, value in change.items(): table.loc[4, column] = value
     table.to_csv(tmp_path/'own.csv', index=False)
-    with refused('own.csv', 'row 6', words): read_dataset(tmp_path/'own.csv', tmp_path, **ASKED, role='split')
-    with refused('the table', 'row 4', words): read_dataset(table, tmp_path, **ASKED, role='split')
-    frame = read_dataset(tmp_path/'own.csv', tmp_path, **ASKED, role='split', on_error='skip')
+    with refused('own.csv', 'row 6', words): read_dataset(tmp_path/'own.csv', tmp_path, **ASKED, split='split')
+    with refused('the table', 'row 4', words): read_dataset(table, tmp_path, **ASKED, split='split')
+    frame = read_dataset(tmp_path/'own.csv', tmp_path, **ASKED, split='split', on_error='skip')
     assert len(frame) == 59 and frame.attrs['report'].skipped() == [change.get('file', 'scan004.png').replace('\\', '/')]
 
 def test_a_patient_in_two_roles_and_a_role_that_nobody_has(tmp_path):
     table = own(tmp_path, person=[k // 2 for k in range(60)])
-    with refused('30 patients have images in two roles', 'patient 0'):
-        read_dataset(table.assign(split=['train', 'val'] * 30), tmp_path, **ASKED, role='split')
-    with refused('No image has the role test'):
-        read_dataset(table.assign(split=['train', 'train', 'val', 'val'] * 15), tmp_path, **ASKED, role='split')
+    with refused('30 patients have images in two splits', 'patient 0'):
+        read_dataset(table.assign(split=['train', 'val'] * 30), tmp_path, **ASKED, split='split')
+    with refused('No image has the split test'):
+        read_dataset(table.assign(split=['train', 'train', 'val', 'val'] * 15), tmp_path, **ASKED, split='split')
 
 def test_no_finding_and_a_finding_contradict_each_other(tmp_path):
     table = own(tmp_path, healthy='').astype(str)
@@ -217,7 +218,7 @@ def test_any_table_gives_a_frame_or_a_sentence(tmp_path, data):
     for _ in range(data.draw(st.integers(1, 4))):
         table.iloc[data.draw(st.integers(0, 11)), data.draw(st.integers(0, table.shape[1] - 1))] = data.draw(cells)
     on_error = data.draw(st.sampled_from(['raise', 'skip']))
-    kind = data.draw(st.sampled_from([dict(role='split'), dict(labels='Nodule'), dict(patient=None, sex='Mass', view='Nodule')]))
+    kind = data.draw(st.sampled_from([dict(split='split'), dict(labels='Nodule'), dict(patient=None, sex='Mass', view='Nodule')]))
     try: frame = read_dataset(table, tmp_path, **ASKED | kind, on_error=on_error)
     except InputError as error: assert len(str(error)) > 20 and str(error).endswith('.')
     else: assert list(frame.columns) == COLUMNS and frame[list(FINDINGS)].isin([0, 1]).where(frame[list(FINDINGS)].notna(), True).all(axis=None)
@@ -263,7 +264,7 @@ def test_nih_through_torchxrayvision_and_back(phantom):
     nih, table = read_nih(phantom), str(phantom/'Data_Entry_2017_v2020.csv')
     whole = from_torchxrayvision(xrv.datasets.NIH_Dataset(str(phantom/'images'), table, views=['*'], unique_patients=False))
     pd.testing.assert_frame_equal(whole[['patient', *FINDINGS]], nih.loc[whole.index, ['patient', *FINDINGS]])
-    assert len(whole) == len(nih) and ('views', 'found') not in rows(whole) and 'No roles given' in rows(whole)['roles', 'absent']['detail']
+    assert len(whole) == len(nih) and ('views', 'found') not in rows(whole) and 'No splits given' in rows(whole)['splits', 'absent']['detail']
     default = from_torchxrayvision(xrv.datasets.NIH_Dataset(str(phantom/'images'), table))
     assert set(default['view']) == {'PA'} and default.patient.is_unique and len(default) < len(nih)
     assert 'only PA' in rows(default)['views', 'found']['detail'] and 'unique_patients' in rows(default)['patients', 'found']['detail']
@@ -322,11 +323,11 @@ def test_chestmnist(tmp_path):
     medmnist = pytest.importorskip('medmnist')
     arrays = medmnist_file(tmp_path/'chestmnist.npz')
     frame = from_medmnist(medmnist.ChestMNIST('val', root=str(tmp_path), download=False), tmp_path/'out')
-    assert list(frame.columns) == COLUMNS and frame.role.value_counts().to_dict() == {'train': 12, 'test': 5, 'validation': 4}
-    for role, split in [('train', 'train'), ('validation', 'val'), ('test', 'test')]:
-        part = frame[frame.role == role]
-        np.testing.assert_array_equal(part[list(FINDINGS)].to_numpy(), arrays[f'{split}_labels'])
-        np.testing.assert_array_equal(np.stack([read_grey(tmp_path/'out/images'/name) for name in part.index]), arrays[f'{split}_images'])
+    assert list(frame.columns) == COLUMNS and frame.split.value_counts().to_dict() == {'train': 12, 'test': 5, 'validation': 4}
+    for split, theirs in [('train', 'train'), ('validation', 'val'), ('test', 'test')]:
+        part = frame[frame.split == split]
+        np.testing.assert_array_equal(part[list(FINDINGS)].to_numpy(), arrays[f'{theirs}_labels'])
+        np.testing.assert_array_equal(np.stack([_read_grey(tmp_path/'out/images'/name) for name in part.index]), arrays[f'{theirs}_images'])
     assert 'not NIH' in str(frame.attrs['report']) and 'nothing here can tell' in rows(frame)['patients', 'absent']['detail']
     written = os.stat(tmp_path/'out/images/val_000000.png').st_mtime_ns
     assert from_medmnist(tmp_path/'chestmnist.npz', tmp_path/'out').equals(frame)
@@ -402,7 +403,7 @@ def test_training_and_influence_honour_nan(unknown, tmp_path):
     checkpoint = list_checkpoints(tmp_path/'run')[0]
     assert evaluate_checkpoint(checkpoint, store, frame, 'cpu').table.loc['Hernia', 'auroc'] != 0
     scores = influence(tmp_path/'run', store, frame, tmp_path/'influence.csv', device='cpu')
-    assert len(scores) == (frame.role == 'train').sum() and np.isfinite(scores.drop(columns='rank')).all(axis=None)
+    assert len(scores) == (frame.split == 'train').sum() and np.isfinite(scores.drop(columns='rank')).all(axis=None)
     assert (scores.influence_Hernia == 0).all() and scores.influence_Effusion.abs().max() > 0
 
 def test_a_row_that_ends_early_is_no_row_of_blanks(tmp_path):
@@ -414,5 +415,5 @@ def test_a_row_that_ends_early_is_no_row_of_blanks(tmp_path):
 
 def test_sixteen_bits_are_not_clipped_in_silence(tmp_path):
     Image.fromarray(np.full((8, 8), 30_000, np.uint16)).save(tmp_path/'deep.png')
-    with refused('deep.png', 'more than 8 bits', 'read_image'): read_grey(tmp_path/'deep.png')
+    with refused('deep.png', 'more than 8 bits', 'read_image'): _read_grey(tmp_path/'deep.png')
     assert read_image(tmp_path/'deep.png', 8)[0].max() == round(30_000 / 257)

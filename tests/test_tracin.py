@@ -4,17 +4,18 @@ import pandas as pd
 import psutil, pytest, torch, torchvision
 from torch import nn
 
-from cxr_influence.losses import FocalLoss
-from cxr_influence import tracin
-from cxr_influence.labels import InputError
-from cxr_influence.models import replace_head
-from cxr_influence.tracin import (UnknownLayer, directional_scores, gradient, gradient_scores, image_losses, known_layers,
-                                  per_sample_gradients, plain_scores, self_influence, vmap_gradients)
+from cxr_influence.training.losses import FocalLoss
+from cxr_influence.attribution import tracin
+from cxr_influence.data.labels import InputError
+from cxr_influence.training.networks import _replace_head
+from cxr_influence.attribution.tracin import (UnknownLayer, directional_scores, gradient,
+    gradient_scores, image_losses, _known_layers, per_sample_gradients, plain_scores,
+    self_influence, vmap_gradients)
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*formed by vmap') # of the transformer; its own test is below
 
 def densenet(): return torchvision.models.DenseNet(growth_rate=4, block_config=(2, 2), num_init_features=8, num_classes=14)
-def resnet(): return replace_head(torchvision.models.resnet18())
+def resnet(): return _replace_head(torchvision.models.resnet18())
 def transformer():
     return torchvision.models.VisionTransformer(image_size=32, patch_size=16, num_layers=2, num_heads=2, hidden_dim=16,
                                                 mlp_dim=24, num_classes=14)
@@ -200,12 +201,12 @@ def test_only_the_parameters_asked_for_count(case):
     x, y = images(4)
     last = [name for name, _ in model.named_parameters()][-2:]
     v = {name: torch.randn_like(p) for name, p in model.named_parameters() if name in last}
-    assert len(known_layers(model, last)) == 1 # so the transformer's last layer goes the fast way
+    assert len(_known_layers(model, last)) == 1 # so the transformer's last layer goes the fast way
     plain = plain_scores(model, loss, x, y, v)
     close(directional_scores(model, loss, x, y, v)[0], plain)
     scores = gradient_scores(model, loss, x, y, {name: t[None] for name, t in v.items()})
     close(scores.products[:, 0], plain); close(self_influence(model, loss, x, y, last), scores.squares)
-    with pytest.raises(UnknownLayer): known_layers(transformer(), [name for name, _ in transformer().named_parameters()])
+    with pytest.raises(UnknownLayer): _known_layers(transformer(), [name for name, _ in transformer().named_parameters()])
 
 @pytest.mark.parametrize('score', [directional_scores, plain_scores, gradient_scores])
 def test_training_mode_and_averaged_losses_are_refused(score):
@@ -232,8 +233,8 @@ def test_large_layers_are_split_and_nothing_changes(case, monkeypatch):
     (x, y), (x_val, y_val) = images(5), images(3)
     v = by_finding(model, loss, x_val, y_val)
     before, squares = gradient_scores(model, loss, x, y, v), self_influence(model, loss, x, y)
-    split, real = [], tracin.few_images
-    monkeypatch.setattr(tracin, 'few_images', lambda layer, a, d: split.append(parts := [*real(layer, a, d, 200)]) or parts)
+    split, real = [], tracin._chunks
+    monkeypatch.setattr(tracin, '_chunks', lambda layer, a, d: split.append(parts := [*real(layer, a, d, 200)]) or parts)
     after = gradient_scores(model, loss, x, y, v)
     for one, other in zip(after[:3], before[:3]): close(one, other)
     close(self_influence(model, loss, x, y), squares)

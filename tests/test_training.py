@@ -6,8 +6,8 @@ import numpy as np, pytest, torch
 from filelock import FileLock
 
 from conftest import refused, sentence
-from cxr_influence.checkpoints import Checkpoint, list_checkpoints
-from cxr_influence.training import Training, fit, read_history, schedule
+from cxr_influence.training.checkpoints import Checkpoint, list_checkpoints
+from cxr_influence.training.loop import _Training, fit, read_history, schedule
 
 SETTINGS = dict(backbone='densenet_small', epochs=3, batch_size=16, device='cpu')
 FILES = ['model.safetensors', 'optimizer.safetensors']
@@ -93,14 +93,14 @@ def test_two_do_not_train_in_one_folder(data, tmp_path):
 
 def test_a_loss_that_is_no_number_names_the_images_and_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch):
     frame, _ = data
-    original = Training.take_step
+    original = _Training.take_step
     def broken(self, x, y, *rest):
         if self.step == 8: x = x * float('nan')
         return original(self, x, y, *rest)
-    monkeypatch.setattr(Training, 'take_step', broken)
+    monkeypatch.setattr(_Training, 'take_step', broken)
     message = sentence(fit, *data, tmp_path/'run', **SETTINGS, save_minutes=0)
     assert 'nan at step 9' in message and 'lower learning_rate' in message
-    named = [name for name in frame.index[frame.role == 'train'] if name in message]
+    named = [name for name in frame.index[frame.split == 'train'] if name in message]
     assert len(named) == 8 and 'more' in message
     assert [checkpoint.facts['epoch'] for checkpoint in list_checkpoints(tmp_path/'run')] == [1]
     monkeypatch.undo()
@@ -177,7 +177,7 @@ def test_two_processes_train_as_one(phantom, data, tmp_path, precision, rate):
     """Same global batches, some of an odd size; each image counts once; one process writes. AdamW's first steps go by the sign
     of a gradient, so in float32 a last digit soon becomes a first: there the two are compared at a rate that hardly moves."""
     (tmp_path/'script.py').write_text(SCRIPT)
-    images = (data[0].role == 'train').sum()
+    images = (data[0].split == 'train').sum()
     assert images % 18 and any(len(part) % 2 for part in np.array_split(np.arange(images), -(-images // 18)))
     for name, launcher in [('one', []), ('two', TWO)]:
         done = subprocess.run([sys.executable, *launcher, tmp_path/'script.py', phantom, data[1].folder, tmp_path/name, precision, rate],
