@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest, torch
 
+from cxr_influence.training.checkpoints import Recipe
 from cxr_influence.data.nih import read_nih
 from cxr_influence.data.store import decode
-from cxr_influence.data.labels import InputError
+from cxr_influence.data.files import InputError
 from cxr_influence.phantom.dataset import make_phantom
 from cxr_influence.training.loop import fit
 
@@ -23,7 +24,7 @@ def data(phantom, tmp_path_factory):
 @pytest.fixture(scope='session')
 def checkpoints(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp('run')/'checkpoints'
-    fit(*data, folder, 'densenet_small', epochs=2, batch_size=16, device='cpu')
+    fit(data, folder, Recipe('densenet_small', epochs=2, batch_size=16), device='cpu')
     return folder
 
 @pytest.fixture(scope='session')

@@ -11,7 +11,8 @@ from cxr_influence.data.annotations import (_BOX_NAMES, COUNTERPARTS, _SIDES,
     radiologist_agreement, box_map, _join_answers, join_google, join_rsna, _nih_says,
     _proportion, read_boxes, _read_rsna_names, _read_rsna_normal, shipped_split)
 from cxr_influence.data.nih import TABLE_NAMES, find_files, find_file, read_lists, read_table
-from cxr_influence.data.labels import FINDINGS, InputError, encode_all
+from cxr_influence.data.labels import FINDINGS, encode_all
+from cxr_influence.data.files import InputError
 
 BOXES = ('Image Index,Finding Label,Bbox [x,y,w,h],,,\n00000001_000.png,Cardiomegaly,320.5,480,480,320\n'
          '00000002_000.png,Infiltrate,0,256,1024,768\n')

@@ -7,12 +7,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from cxr_influence.data.batches import Data
 from cxr_influence.data.audit import (_describe_pairs, find_duplicates, _near_pairs,
     _perceptual_hashes, _pixel_difference, plot_co_occurrence, plot_splits, split_shares,
     shared_by_patient, show_duplicates)
 from cxr_influence.data.nih import read_nih
 from cxr_influence.data.store import decode
-from cxr_influence.data.labels import FINDINGS, InputError
+from cxr_influence.data.labels import FINDINGS
+from cxr_influence.data.files import InputError
 from cxr_influence.phantom.dataset import make_phantom, read_truth
 
 def jpeg(pixels):
@@ -46,7 +48,7 @@ def plant(clean, change, rows, split='test'):
 def test_a_planted_copy_is_found_and_comes_first(clean, change):
     frame, store = clean
     rows = np.flatnonzero(frame.split == 'train')[5:85:8]
-    found = find_duplicates(*plant(clean, CHANGES[change], rows))
+    found = find_duplicates(plant(clean, CHANGES[change], rows))
     crossing = found[found.split != found.other_role]
     pairs = set(zip(crossing.image, crossing.other))
     planted = {(frame.index[row], f'copy{row:04d}.png') for row in rows}
@@ -58,9 +60,9 @@ def test_a_planted_copy_is_found_and_comes_first(clean, change):
     assert own.same_labels.all() and set(own.kind) == ({'identical'} if change == 'as it is' else {'near'})
 
 def test_strangers_are_not_reported(clean):
-    found = find_duplicates(*clean)
+    found = find_duplicates(clean)
     assert found.same_patient.all() and len(found) <= 2
-    candidates = find_duplicates(*clean, distance=60, difference=1)
+    candidates = find_duplicates(clean, distance=60, difference=1)
     assert not candidates.same_patient.all(), 'there were strangers to refuse'
 
 def test_the_order_of_alarm(clean):
@@ -71,7 +73,7 @@ def test_the_order_of_alarm(clean):
     pixels = np.concatenate([copies['test'][1].pixels, copies['train'][1].pixels[-1:]])
     follow_up = both.iloc[[row]].rename(index=lambda name: 'follow_up.png').assign(Mass=1 - both.Mass.iloc[row])
     both, pixels = pd.concat([both, follow_up]), np.concatenate([pixels, pixels[[row]]])
-    found = find_duplicates(both, SimpleNamespace(pixels=pixels, names=both.index, size=128))
+    found = find_duplicates(Data(both, SimpleNamespace(pixels=pixels, names=both.index, size=128)))
     kinds = list(zip(found.split != found.other_role, found.same_patient))
     assert kinds[:6] == [(True, False)]*2 + [(True, True)] + [(False, False)]*2 + [(False, True)]
     assert (found.kind[:6] == 'identical').all()
@@ -80,7 +82,7 @@ def test_the_order_of_alarm(clean):
 def test_the_audit_finds_the_phantoms_copies(phantom, data):
     truth = read_truth(phantom).duplicate_of
     planted = {frozenset(pair) for pair in truth[truth != ''].items()}
-    found = find_duplicates(*data)
+    found = find_duplicates(data)
     assert planted and planted <= {frozenset(pair) for pair in zip(found.image, found.other)}
 
 @pytest.mark.parametrize('block', [1, 7, 64, 90, 2048])
@@ -111,19 +113,19 @@ def test_images_of_one_colour_are_compared_without_a_fuss():
 def test_a_store_of_other_images_is_refused(clean):
     frame, store = clean
     for other in (frame[::-1], frame[:-1], frame.rename(index={frame.index[0]: 'x.png'})):
-        with pytest.raises(InputError, match='decode this frame'): find_duplicates(other, store)
+        with pytest.raises(InputError, match='decode this frame'): find_duplicates(Data(other, store))
 
 def test_nothing_found_is_an_empty_table_with_its_columns(clean):
     frame, store = clean
     few = SimpleNamespace(pixels=store.pixels[[0, 60]], names=frame.index[[0, 60]], size=128)
-    found = find_duplicates(frame.iloc[[0, 60]], few)
+    found = find_duplicates(Data(frame.iloc[[0, 60]], few))
     assert not len(found) and {'image', 'other', 'kind', 'difference', 'same_patient'} <= set(found.columns)
 
 def test_the_identical_pair_of_nih_is_found(real, tmp_path):
     frame = read_nih(real)
     row = frame.index.get_loc('00002658_001.png')
     some = frame.iloc[row - 150:row + 150]
-    found = find_duplicates(some, decode(some, real, 112, tmp_path/'store'))
+    found = find_duplicates(Data(some, decode(some, real, 112, tmp_path/'store')))
     assert found[['image', 'other', 'kind']].to_numpy().tolist() == [['00002658_001.png', '00002658_002.png', 'identical']]
     assert found.same_patient.all() and (found.difference < 1e-3).all()
 
@@ -154,8 +156,8 @@ def test_unknown_labels_are_left_out_of_the_shares(data):
     assert nothing.share == 0 and np.isnan(nothing.low) and np.isnan(nothing.high)
 
 def test_the_pictures_are_drawn(data):
-    frame, store = data
+    frame, store = data.frame, data.store
     empty = frame.assign(Hernia=np.nan, age=frame.age.astype(float).where(frame.split != 'test'))
     assert len(plot_splits(empty).axes) == 3 and len(plot_co_occurrence(frame[frame.split != 'test']).axes) == 3
-    found = find_duplicates(frame, store)
+    found = find_duplicates(Data(frame, store))
     assert len(show_duplicates(store, found[:2]).axes) == 6

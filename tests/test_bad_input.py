@@ -5,10 +5,11 @@ import pandas as pd
 import pytest
 
 from conftest import refused
+from cxr_influence.training.checkpoints import Recipe
 from cxr_influence.data.nih import read_nih
-from cxr_influence.data.batches import load_data
-from cxr_influence.data.store import decode, open_store
-from cxr_influence.data.labels import FINDINGS, InputError, encode_labels
+from cxr_influence.data.batches import Data, load_data
+from cxr_influence.data.store import open_store
+from cxr_influence.data.labels import encode_labels
 from cxr_influence.training.networks import make_model
 from cxr_influence.data.splits import check_splits
 from cxr_influence.attribution.scoring import influence
@@ -54,16 +55,16 @@ def test_a_patient_in_two_roles(copy):
 
 def test_settings_that_make_no_sense(data, tmp_path, phantom):
     for name, value in [('epochs', 0), ('batch_size', -1), ('learning_rate', 0.)]:
-        with refused(name): fit(*data, tmp_path/'run', 'densenet_small', **{name: value})
+        with refused(name): fit(data, tmp_path/'run', Recipe('densenet_small', **{name: value}))
     with refused('densenet9000'): make_model('densenet9000')
     with refused('none.safetensors'): make_model('densenet_small', tmp_path/'none.safetensors')
     with refused('image_size', '5'): load_data(phantom, 5, tmp_path)
     with refused('No image store'): open_store(tmp_path)
-    with refused('learning_rate'): fit(*data, tmp_path/'run', 'densenet_small', learning_rate=1e30)
+    with refused('learning_rate'): fit(data, tmp_path/'run', Recipe('densenet_small', learning_rate=1e30))
     assert not [path for path in tmp_path.iterdir() if path.suffix != '.lock']
 
 def test_checkpoints_that_are_missing_or_of_another_model(data, checkpoints, tmp_path):
-    frame, store = data
+    frame, store = data.frame, data.store
     with refused('No checkpoints in', 'cxr_baseline'): list_checkpoints(tmp_path)
     copy = shutil.copytree(checkpoints, tmp_path/'checkpoints')
     path = copy/'epoch_002/checkpoint.json'
@@ -72,7 +73,7 @@ def test_checkpoints_that_are_missing_or_of_another_model(data, checkpoints, tmp
                           ({'findings': ['Cat', 'Dog']}, ['other findings']), ({'data': 'f' * 12}, ['trained on other images']),
                           ({'image_size': 128}, ['trained at 128 pixels'])]:
         path.write_text(json.dumps(facts | change))
-        with refused(*words): influence(copy, store, frame, tmp_path/'scores/influence.csv', device='cpu')
+        with refused(*words): influence(copy, Data(frame, store), tmp_path/'scores/influence.csv', device='cpu')
     path.write_text(json.dumps({name: value for name, value in facts.items() if name != 'learning_rate'}))
     with refused('does not say learning_rate'): Checkpoint(copy/'epoch_002')
     path.write_text('{')

@@ -11,7 +11,7 @@ from cxr_influence.evidence.valuations import (VALUATIONS, _neighbour_agreement,
     average_ranks, el2n, forgetting, gradient_norms, _head_inputs, knn_shapley, label_quality,
     _margins, cross_validated_probabilities, patient_folds, _scale_logits, standardised_loss,
     label_error_scores, _training_logits, _targets_of, valuations)
-from cxr_influence.data.batches import batches
+from cxr_influence.data.batches import Data, batches
 from cxr_influence.training.checkpoints import list_checkpoints
 from cxr_influence.data.labels import FINDINGS
 from cxr_influence.training.networks import _head_name, make_model
@@ -25,9 +25,9 @@ def rng(): return np.random.default_rng()
 
 @pytest.fixture(scope='module')
 def all_of_them(data, checkpoints, tmp_path_factory):
-    frame, store = data
+    frame, store = data.frame, data.store
     out = tmp_path_factory.mktemp('valuations')
-    return valuations(checkpoints, store, frame, out, folds=2, device='cpu'), out
+    return valuations(checkpoints, Data(frame, store), out, folds=2, device='cpu'), out
 
 def course(rng, checkpoints=5, n=30): return rng.normal(size=(checkpoints, n, 14)), (rng.random((n, 14)) < .3).astype('float32')
 
@@ -86,31 +86,31 @@ def test_scaling_keeps_order_and_meets_the_frequencies(rng):
     for k in range(14): assert np.array_equal(z[0, :, k].argsort(), scaled[0, :, k].argsort())
 
 def test_logits_are_the_checkpoints_and_resume_one_by_one(data, checkpoints, tmp_path, monkeypatch):
-    frame, store = data
+    frame, store = data.frame, data.store
     rows, seen = np.flatnonzero(frame.split == 'train'), []
-    found = _training_logits(checkpoints, store, frame, tmp_path, 'cpu')
-    x, _, _ = next(batches(store, frame, rows, 1000))
+    found = _training_logits(checkpoints, Data(frame, store), tmp_path, 'cpu')
+    x, _, _ = next(batches(Data(frame, store), rows, 1000))
     for z, checkpoint in zip(found, list_checkpoints(checkpoints), strict=True):
         with torch.no_grad(): np.testing.assert_allclose(z, checkpoint.model()(x).numpy(), rtol=1e-3, atol=1e-4)
     (tmp_path/'epoch_002.parquet').unlink()
     before = baselines.predict
     monkeypatch.setattr(baselines, 'predict', lambda *given: seen.append(given) or before(*given))
-    assert np.array_equal(_training_logits(checkpoints, store, frame, tmp_path, 'cpu'), found) and len(seen) == 1
+    assert np.array_equal(_training_logits(checkpoints, Data(frame, store), tmp_path, 'cpu'), found) and len(seen) == 1
     other = frame.assign(Hernia=1 - frame.Hernia)
-    _training_logits(checkpoints, store, other, tmp_path, 'cpu') # other labels, other key
+    _training_logits(checkpoints, Data(other, store), tmp_path, 'cpu') # other labels, other key
     assert len(seen) == 3 and not list(tmp_path.glob('*.part'))
 
 # Gradients
 
 def test_gradient_lengths_are_roots_of_squares_and_are_shared_with_influence(data, checkpoints, tmp_path, monkeypatch):
-    frame, store = data
+    frame, store = data.frame, data.store
     rows = np.flatnonzero(frame.split == 'train')
-    found = gradient_norms(checkpoints, store, frame, tmp_path, 2, 'cpu').grand
-    x, y, _ = next(batches(store, frame, rows, 1000))
+    found = gradient_norms(checkpoints, Data(frame, store), tmp_path, 2, 'cpu').grand
+    x, y, _ = next(batches(Data(frame, store), rows, 1000))
     expected = np.mean([self_influence(c.model(), c.loss(), x, y).sqrt().numpy() for c in list_checkpoints(checkpoints)], axis=0)
     np.testing.assert_allclose(found, expected, rtol=2e-3)
     monkeypatch.setattr('cxr_influence.scoring.score_rows', lambda *_: pytest.fail('scored twice'))
-    scores = influence(checkpoints, store, frame, tmp_path/'influence.csv', device='cpu')
+    scores = influence(checkpoints, Data(frame, store), tmp_path/'influence.csv', device='cpu')
     assert scores.index.equals(frame.index[rows])
 
 # Confident learning
@@ -130,15 +130,15 @@ def test_folds_keep_patients_whole_and_deal_every_image(rng):
     assert 'number of training patients' in sentence(patient_folds, frame, 10**6)
 
 def test_a_fold_is_predicted_by_a_model_that_had_none_of_its_patients(data, checkpoints, tmp_path, monkeypatch):
-    frame, store = data
+    frame, store = data.frame, data.store
     trained, before = [], baselines.fit
     def watched(part, *given, **settings):
         trained.append((part, settings))
         if len(trained) == 2: raise KeyboardInterrupt
         return before(part, *given, **settings)
     monkeypatch.setattr(baselines, 'fit', watched)
-    with pytest.raises(KeyboardInterrupt): cross_validated_probabilities(checkpoints, store, frame, tmp_path, 2, device='cpu')
-    found = cross_validated_probabilities(checkpoints, store, frame, tmp_path, 2, device='cpu') # the first fold is there
+    with pytest.raises(KeyboardInterrupt): cross_validated_probabilities(checkpoints, Data(frame, store), tmp_path, 2, device='cpu')
+    found = cross_validated_probabilities(checkpoints, Data(frame, store), tmp_path, 2, device='cpu') # the first fold is there
     assert len(trained) == 3 and found.index.equals(frame.index[frame.split == 'train']) and found.notna().all().all()
     numbers, facts = patient_folds(frame, 2), list_checkpoints(checkpoints)[0].facts
     for number, (part, settings) in zip([0, 1], [trained[0], trained[2]]):
@@ -147,7 +147,7 @@ def test_a_fold_is_predicted_by_a_model_that_had_none_of_its_patients(data, chec
         assert not set(part.patient[part.split == 'train']) & set(frame.patient[held_out])
         assert settings['loss'].settings() == facts['loss'] and settings['epochs'] == facts['epochs'] and settings['seed'] == facts['seed']
     assert not [path for path in tmp_path.iterdir() if path.is_dir()] # the folds' checkpoints are gone
-    assert cross_validated_probabilities(checkpoints, store, frame, tmp_path, 2, device='cpu').equals(found) and len(trained) == 3
+    assert cross_validated_probabilities(checkpoints, Data(frame, store), tmp_path, 2, device='cpu').equals(found) and len(trained) == 3
 
 def test_a_checkpoint_that_does_not_say_how_it_was_trained(data, checkpoints):
     checkpoint = list_checkpoints(checkpoints)[0]
@@ -201,17 +201,17 @@ def test_knn_values_add_up_do_not_depend_on_blocks_and_move_with_the_images(rng)
 
 @pytest.mark.parametrize('backbone', ['densenet_small', 'resnet18', 'mobilenet_v3_small'])
 def test_head_inputs_are_what_the_head_turns_into_logits(data, backbone):
-    frame, store = data
+    frame, store = data.frame, data.store
     model = make_model(backbone, image_size=64).eval()
-    features, head = _head_inputs(model, store, frame, [3, 0, 7]), model.get_submodule(_head_name(model))
-    x, _, _ = next(batches(store, frame, [3, 0, 7]))
+    features, head = _head_inputs(model, Data(frame, store), [3, 0, 7]), model.get_submodule(_head_name(model))
+    x, _, _ = next(batches(Data(frame, store), [3, 0, 7]))
     with torch.no_grad(): torch.testing.assert_close(head(features), model(x), rtol=1e-3, atol=1e-3)
     assert not head._forward_hooks
 
 # All of them
 
 def test_one_table_of_all_training_images(data, checkpoints, all_of_them):
-    frame, store = data
+    frame, store = data.frame, data.store
     table, out = all_of_them
     assert list(table) == list(VALUATIONS.index) and table.index.equals(frame.index[frame.split == 'train']) and table.index.name == 'image'
     assert np.isfinite(table).all().all() and (table.drop(columns='forgetting').nunique() == len(table)).all()
@@ -226,23 +226,23 @@ def test_one_table_of_all_training_images(data, checkpoints, all_of_them):
     assert facts['folds'] == 2 and facts['early'] == 1 and set(' '.join(facts['seconds']).split()) == set(table)
 
 def test_a_second_call_computes_nothing(data, checkpoints, all_of_them, monkeypatch):
-    frame, store = data
+    frame, store = data.frame, data.store
     table, out = all_of_them
     for name in ['fit', 'predict', 'knn_shapley']: monkeypatch.setattr(baselines, name, lambda *_, **__: pytest.fail('computed twice'))
     monkeypatch.setattr('cxr_influence.scoring.score_rows', lambda *_: pytest.fail('scored twice'))
-    pd.testing.assert_frame_equal(valuations(checkpoints, store, frame, out, folds=2, device='cpu'), table)
+    pd.testing.assert_frame_equal(valuations(checkpoints, Data(frame, store), out, folds=2, device='cpu'), table)
 
 def test_names_choose_columns_and_only_their_work(data, checkpoints, all_of_them, tmp_path, monkeypatch):
-    frame, store = data
+    frame, store = data.frame, data.store
     monkeypatch.setattr(baselines, 'fit', lambda *_, **__: pytest.fail('trained for nothing'))
     monkeypatch.setattr(baselines, 'influence', lambda *_, **__: pytest.fail('scored for nothing'))
-    some = valuations(checkpoints, store, frame, tmp_path, names=CHEAP[::-1], device='cpu')
+    some = valuations(checkpoints, Data(frame, store), tmp_path, names=CHEAP[::-1], device='cpu')
     pd.testing.assert_frame_equal(some, all_of_them[0][CHEAP], rtol=1e-4)
-    one = valuations(checkpoints, store, frame, tmp_path, names='random', seed=5, device='cpu')
+    one = valuations(checkpoints, Data(frame, store), tmp_path, names='random', seed=5, device='cpu')
     assert list(one) == ['random'] and not one.random.equals(some.random)
 
 def test_refusals_are_one_sentence(data, checkpoints, tmp_path):
-    frame, store = data
+    frame, store = data.frame, data.store
     def said(**settings): return sentence(valuations, checkpoints, store, frame, tmp_path, **settings)
     assert 'No valuation beauty' in said(names=['beauty']) and 'last_layer' in said(names=['beauty'])
     assert 'early is 3: give 1 to 2' in said(early=3) and 'early is 0' in said(early=0)

@@ -7,7 +7,7 @@ from torchvision.models import DenseNet
 from test_tracin import by_finding, close, resnet, transformer, whole
 from cxr_influence.attribution.densenet import (densenet_directional_scores, fastest,
     is_densenet, watch_densenet)
-from cxr_influence.data.labels import InputError
+from cxr_influence.data.files import InputError
 from cxr_influence.training.losses import FocalLoss
 from cxr_influence.training.networks import make_model
 from cxr_influence.attribution.scoring import _scoring

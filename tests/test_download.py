@@ -13,7 +13,7 @@ from cxr_influence.data.download import download as module
 from cxr_influence.data.nih import find_files, read_nih
 from cxr_influence.data.download import (_check_disk, _choose_archives, download, _fetch,
     _is_unpacked, _nih_files, plan_download, _unpack)
-from cxr_influence.data.labels import InputError
+from cxr_influence.data.files import InputError
 
 BLOCK = 1 << 16 # bytes that may be on their way when a line breaks
 

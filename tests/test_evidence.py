@@ -8,6 +8,7 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import log_loss, roc_auc_score
 
+from cxr_influence.data.batches import Data
 from cxr_influence.evidence import label_errors as evidence
 from cxr_influence.evidence.valuations import _random_numbers
 from cxr_influence.evidence.label_errors import (_NOISE_KINDS, compare_with_baseline,
@@ -16,7 +17,7 @@ from cxr_influence.evidence.label_errors import (_NOISE_KINDS, compare_with_base
     mean_over_seeds, partial_rank_correlation, patient_share, inject_label_noise, noisy_run,
     radiologist_disagreement, recovered, reliability, repairs, retrain, seeds_until,
     subset_losses, label_error_auroc, known_facts)
-from cxr_influence.data.labels import FINDINGS, InputError
+from cxr_influence.data.labels import FINDINGS
 from cxr_influence.training.losses import FocalLoss
 
 @pytest.fixture
@@ -222,7 +223,7 @@ def test_partial_correlation_is_that_of_residuals(rng):
     found = partial_rank_correlation(score, known.assign(constant=1.))
     for name in known:
         others = ranks.drop(columns=name)
-        left = [values - LinearRegression().fit(others, values).predict(others) for values in [own, ranks[name].to_numpy()]]
+        left = [values - LinearRegression().fit(Data(others, values)).predict(others) for values in [own, ranks[name].to_numpy()]]
         assert np.isclose(found.partial[name], np.corrcoef(*left)[0, 1])
         assert np.isclose(found.alone[name], spearmanr(score, known[name]).statistic)
     assert np.isnan(found.partial['constant'])
@@ -271,9 +272,9 @@ def test_the_gain_of_averaging(rng):
     assert set(averaging_gain(singles[0], singles[[0]], subsets, losses).values()) == {0}
 
 def test_a_trial_from_planting_to_suspicion(data, tmp_path, monkeypatch):
-    frame, store = data
+    frame, store = data.frame, data.store
     names = ['random', 'loss', 'influence', 'cosine']
-    trial = lambda: noisy_run(frame, store, RECIPE, 'one_finding', 3, tmp_path, 'Effusion', .2, names)
+    trial = lambda: noisy_run(Data(frame, store), RECIPE, 'one_finding', 3, tmp_path, 'Effusion', .2, names)
     suspects, truth = trial()
     assert list(suspects) == names and suspects.index.equals(frame.index[frame.split == 'train']) and truth.index.equals(suspects.index)
     pd.testing.assert_frame_equal(trial()[0], suspects)
@@ -282,13 +283,13 @@ def test_a_trial_from_planting_to_suspicion(data, tmp_path, monkeypatch):
     assert known.index.equals(suspects.index) and known.notna().all(axis=None)
 
 def test_retrainings_are_kept(data, tmp_path, monkeypatch):
-    frame, store = data
+    frame, store = data.frame, data.store
     halves = random_subsets((frame.split == 'train').sum(), 2)
     monkeypatch.setenv('LOKY_MAX_CPU_COUNT', '1')
-    losses = subset_losses(frame, store, RECIPE, halves, [0, 1], tmp_path)
+    losses = subset_losses(Data(frame, store), RECIPE, halves, [0, 1], tmp_path)
     assert losses.shape == (2, 2, (frame.split == 'validation').sum(), 14) and np.isfinite(losses).all()
     assert len({losses[a, b].sum() for a in range(2) for b in range(2)}) == 4 == len(list(tmp_path.glob('*.parquet')))
     def never(*_, **__): raise AssertionError('trained again')
     monkeypatch.setattr(evidence, 'fit', never)
-    np.testing.assert_array_equal(subset_losses(frame, store, RECIPE, halves, [0, 1], tmp_path), losses)
-    with pytest.raises(AssertionError): retrain(frame, store, RECIPE, 0, 'test', tmp_path)
+    np.testing.assert_array_equal(subset_losses(Data(frame, store), RECIPE, halves, [0, 1], tmp_path), losses)
+    with pytest.raises(AssertionError): retrain(Data(frame, store), RECIPE, 0, 'test', tmp_path)

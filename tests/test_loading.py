@@ -4,10 +4,11 @@ import json
 import pandas as pd
 import pytest, torch
 
-from cxr_influence.data.batches import batches
+from cxr_influence.data.batches import Data, batches
 from cxr_influence.data.nih import find_files, find_images
 from cxr_influence.data.store import decode
-from cxr_influence.data.labels import FINDINGS, InputError
+from cxr_influence.data.labels import FINDINGS
+from cxr_influence.data.files import InputError
 from cxr_influence.benchmarks import loading
 from cxr_influence.runs.runs import run
 
@@ -19,7 +20,7 @@ def made(data, phantom, tmp_path_factory):
     "Thirty images: their store at half size, their targets, their paths, and the batch expected."
     frame, folder = data[0].iloc[:30], tmp_path_factory.mktemp('loading')
     store, paths = decode(frame, phantom, SIZE, folder/'store'), find_images(frame.index, find_files(phantom), phantom)
-    x, y, _ = next(batches(store, frame, range(30), 30))
+    x, y, _ = next(batches(Data(frame, store), range(30), 30))
     return folder, store, y, paths, x
 
 def way(name, made, workers):

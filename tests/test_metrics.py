@@ -6,15 +6,14 @@ from torchmetrics.functional.classification import (binary_calibration_error, bi
                                                     multilabel_auroc, multilabel_average_precision)
 
 from conftest import refused
-from cxr_influence.measures.calibration import (Platt, calibration_error,
-    classwise_calibration_error, equal_mass_calibration_error, fit_platt,
-    pooled_calibration_error)
+from cxr_influence.measures.calibration import (classwise_calibration_error,
+    equal_mass_calibration_error, fit_platt, pooled_calibration_error)
 from cxr_influence.measures.intervals import (_AGE_BANDS, bootstrap_auroc, percentile_interval,
     paired_difference, patient_weights, seed_means, slice_auroc, underdiagnosis,
     weighted_auroc)
 from cxr_influence.data.labels import FINDINGS
-from cxr_influence.measures.metrics import (choose_thresholds, undefined_findings,
-    metric_table, sensitivity_at_95_specificity, test_tuned_f1 as tuned_f1)
+from cxr_influence.measures.metrics import (choose_thresholds, undefined_findings, metric_table,
+    test_tuned_f1 as tuned_f1)
 from cxr_influence.measures.results import _AVERAGES, evaluate, show_results, write_results
 
 @pytest.fixture(params=['smooth', 'ties', 'unknown'])

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from conftest import sentence
+from cxr_influence.data.batches import Data
 from cxr_influence.training.checkpoints import list_checkpoints
 from cxr_influence.training.evaluation import evaluate_checkpoint
 from cxr_influence.data.labels import FINDINGS
@@ -15,9 +16,9 @@ from cxr_influence.training.model_card import (_HEADINGS, _LIMITS, _CARD_FACTS,
 
 @pytest.fixture(scope='module')
 def made(data, checkpoints):
-    frame, store = data
+    frame, store = data.frame, data.store
     checkpoint = list_checkpoints(checkpoints)[-1]
-    return frame, checkpoint.facts, evaluate_checkpoint(checkpoint, store, frame, device='cpu').table
+    return frame, checkpoint.facts, evaluate_checkpoint(checkpoint, Data(frame, store), device='cpu').table
 
 def cells(line): return re.split(r'(?<!\\)\|', line)[1:-1]
 

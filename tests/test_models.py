@@ -5,10 +5,11 @@ import pytest, torch, torchvision
 from safetensors.torch import save_file
 
 from conftest import refused
-from cxr_influence.data.batches import MEAN, STD
+from cxr_influence.training.checkpoints import Recipe
+from cxr_influence.data.batches import Data, MEAN, STD
 from cxr_influence.data.labels import FINDINGS
 from cxr_influence.training.networks import (_check_image_size, densenet_small, _fit_names,
-    _known_weights, list_backbones, make_model, _make_network, _read_state)
+    _known_weights, list_backbones, make_model, _make_network)
 from cxr_influence.training.loop import fit
 from cxr_influence.training.checkpoints import best_checkpoint
 
@@ -22,8 +23,8 @@ def test_every_backbone_has_fourteen_outputs_at_224(backbone):
 
 @pytest.mark.parametrize('backbone', ['resnet18', 'efficientnet_b0', 'convnext_tiny', 'vit_b_16', 'swin_t'])
 def test_one_of_each_family_trains_and_comes_back(data, tmp_path, backbone):
-    frame, store = data
-    fit(frame, store, tmp_path/'run', backbone, epochs=1, batch_size=44, device='cpu')
+    frame, store = data.frame, data.store
+    fit(Data(frame, store), tmp_path/'run', Recipe(backbone, epochs=1, batch_size=44), device='cpu')
     model = best_checkpoint(tmp_path/'run').model()
     assert model(torch.randn(2, 3, store.size, store.size)).shape == (2, 14)
 

@@ -10,7 +10,8 @@ from conftest import sentence
 from cxr_influence.data.labels import FINDINGS
 from cxr_influence.data.nih import (Report, find_files, find_images, read_nih, read_table,
     _table_version, _whole_years)
-from cxr_influence.data.labels import InputError, encode_all
+from cxr_influence.data.files import InputError
+from cxr_influence.data.labels import encode_all
 from cxr_influence.data.splits import check_splits, take_patients
 
 HEADER = ('Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,'

@@ -1,11 +1,12 @@
 "NIH's own table, lists and radiographs, where they are at hand."
 import numpy as np
 
-from cxr_influence.data.nih import (_PUBLISHED_COUNTS, TABLE_NAMES, find_files, find_file,
-    read_lists, read_nih, read_table, _table_version)
+from cxr_influence.training.checkpoints import Recipe
+from cxr_influence.data.batches import Data
+from cxr_influence.data.nih import (TABLE_NAMES, find_files, find_file, read_lists, read_nih,
+    read_table)
 from cxr_influence.data.store import decode
 from cxr_influence.data.labels import FINDINGS, encode_all
-from cxr_influence.data.splits import choose_patients
 from cxr_influence.attribution.scoring import query_losses, score_checkpoint
 from cxr_influence.training.checkpoints import list_checkpoints
 from cxr_influence.training.loop import fit
@@ -48,6 +49,6 @@ def test_identical_radiographs_get_identical_scores(real, tmp_path):
     frame.loc[twins, list(FINDINGS)] = frame.loc[twins[0], list(FINDINGS)].to_numpy()
     store = decode(frame, real, 64, tmp_path/'store')
     assert np.array_equal(*store.pixels[frame.index.get_indexer(twins)])
-    fit(frame, store, tmp_path/'run', 'densenet_small', epochs=1, batch_size=8, device='cpu')
-    scores = score_checkpoint(list_checkpoints(tmp_path/'run')[0], store, frame, query_losses(frame), tmp_path/'scores').loc[twins]
+    fit(Data(frame, store), tmp_path/'run', Recipe('densenet_small', epochs=1, batch_size=8), device='cpu')
+    scores = score_checkpoint(list_checkpoints(tmp_path/'run')[0], Data(frame, store), query_losses(frame), tmp_path/'scores').loc[twins]
     np.testing.assert_allclose(scores.iloc[0], scores.iloc[1], rtol=1e-3, atol=1e-4)

@@ -13,11 +13,12 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittle
 from tqdm import tqdm
 
 from conftest import sentence
+from cxr_influence.training.checkpoints import Recipe
 from cxr_influence.data import store as images
-from cxr_influence.data.batches import batches, _match_store, load_data, _pixels_on
+from cxr_influence.data.batches import Data, batches, load_data, _pixels_on, _without_skipped
 from cxr_influence.data.nih import fingerprint, read_nih
 from cxr_influence.data.store import decode, open_store, read_image, verify_store
-from cxr_influence.data.labels import InputError
+from cxr_influence.data.files import InputError
 from cxr_influence.training.checkpoints import list_checkpoints
 from cxr_influence.training.loop import fit
 
@@ -238,7 +239,7 @@ def test_skipping_lists_what_was_left_out_and_is_undone(copy, tmp_path, counted)
     store = decode(frame, copy, 64, out, on_error='skip')
     assert store.names.equals(frame.index.delete([3, 77])) and list(store.skipped) == list(frame.index[[3, 77]])
     assert (store.pixels[5] == read_image(copy/'images'/store.names[5], 64)[0]).all() and '2 skipped' in repr(store)
-    fewer, _ = _match_store(frame, store)
+    fewer = _without_skipped(frame, store)
     assert fewer.index.equals(store.names) and fewer.attrs['report'][-1]['state'] == 'unreadable'
     assert fewer.attrs['report'][-1]['names'] == list(store.skipped)
     counted.clear()
@@ -268,7 +269,7 @@ def test_open_data_can_skip(copy, tmp_path):
     fewer, store = load_data(copy, 64, tmp_path/'stores', on_error='skip')
     assert store.names.equals(fewer.index) and len(fewer) == len(frame) - 1
     assert 'unreadable' in repr(fewer.attrs['report'])
-    assert sum(len(i) for _, _, i in batches(store, fewer, np.arange(len(fewer)))) == len(fewer)
+    assert sum(len(i) for _, _, i in batches(Data(fewer, store), np.arange(len(fewer)))) == len(fewer)
 
 def test_absent_images_and_links_to_nowhere(copy, tmp_path):
     frame = read_nih(copy)
@@ -332,7 +333,7 @@ def test_opening_reads_almost_nothing(phantom, tmp_path, monkeypatch):
 
 def test_a_part_of_the_patients_is_read_again_as_it_was_trained(phantom, tmp_path):
     frame, store = load_data(phantom, 64, tmp_path/'stores', n=60)
-    fit(frame, store, tmp_path/'run', 'densenet_small', epochs=1, batch_size=16, device='cpu')
+    fit(Data(frame, store), tmp_path/'run', Recipe('densenet_small', epochs=1, batch_size=16), device='cpu')
     facts = list_checkpoints(tmp_path/'run')[0].facts
     again, _ = load_data(facts['root'], facts['image_size'], tmp_path/'stores', **facts['reading'])
     assert len(again) < len(read_nih(phantom)) and fingerprint(again) == facts['data'] == fingerprint(frame)

@@ -10,19 +10,20 @@ import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
 from conftest import refused
+from cxr_influence.training.checkpoints import Recipe
+from cxr_influence.data.batches import Data
 from cxr_influence.evidence import subsets
 from cxr_influence.training.checkpoints import best_checkpoint, list_checkpoints
 from cxr_influence.training.evaluation import evaluate_checkpoint
 from cxr_influence.measures.intervals import percentile_interval, seed_means
-from cxr_influence.data.labels import FINDINGS, InputError
+from cxr_influence.data.labels import FINDINGS
+from cxr_influence.data.files import InputError
 from cxr_influence.training.losses import training_loss
-from cxr_influence.measures.metrics import per_finding
 from cxr_influence.measures.calibration import calibration_error
 from cxr_influence.evidence.subsets import (_FRACTIONS, _KEYS, _LABELS, MODES, RULES,
-    _budget_epochs, _choose_stratified, compare, compressibility, kept_images, _keep_best,
-    _leaving_share, _minus, _nearest_count, read_scores, redundancy, _retrain_and_evaluate,
-    _retrain_all, _retraining_name, run_subsets, subset_draws, subset_grid, verdict,
-    _weighted_ece, _weighted_f1)
+    _budget_epochs, compare, compressibility, kept_images, _keep_best, _minus, _nearest_count,
+    read_scores, redundancy, _retrain_and_evaluate, _retraining_name, run_subsets, subset_draws,
+    subset_grid, verdict, _weighted_ece, _weighted_f1)
 
 @pytest.fixture
 def rng(): return np.random.default_rng()
@@ -150,9 +151,9 @@ def test_a_name_says_all_that_went_in(baseline, train):
     assert _retraining_name(train, baseline, 0) == _retraining_name(train[::-1], baseline, np.int64(0), 2)
 
 def test_a_retraining_follows_the_recipe_with_the_weights_of_all(data, baseline, train, tmp_path, monkeypatch):
-    frame, store = data
+    frame, store = data.frame, data.store
     kept = train[frame.loc[train, 'Infiltration'] == 0][:20]
-    row, probabilities = _retrain_and_evaluate(kept, baseline, store, frame, 5, 'cpu', 3, tmp_path/'run')
+    row, probabilities = _retrain_and_evaluate(kept, baseline, Data(frame, store), 5, 'cpu', 3, tmp_path/'run')
     assert (row['images'], row['epochs'], row['steps']) == (20, 3, 6)
     facts = best_checkpoint(tmp_path/'run').facts
     assert facts['loss'] == baseline.facts['loss'] and facts['seed'] == 5 and facts['epoch'] == row['best_epoch']
@@ -162,31 +163,31 @@ def test_a_retraining_follows_the_recipe_with_the_weights_of_all(data, baseline,
     assert probabilities.index.equals(frame.index[frame.split == 'test'])
 
 def test_the_test_images_are_read_once_and_thresholds_are_from_validation(data, baseline, train, monkeypatch):
-    frame, store = data
+    frame, store = data.frame, data.store
     seen = []
-    def spy(checkpoint, store, frame, device=None):
-        seen.append(frame)
-        return evaluate_checkpoint(checkpoint, store, frame, device)
+    def spy(checkpoint, data:Data, device=None):
+        seen.append(data.frame)
+        return evaluate_checkpoint(checkpoint, data, device)
     monkeypatch.setattr(subsets, 'evaluate_checkpoint', spy)
     monkeypatch.setattr(subsets, 'fit', lambda frame, store, out, *a, **k: (seen.append('fit'), fit_again(frame, store, out, *a, **k)))
     from cxr_influence.training.loop import fit as fit_again
-    row, _ = _retrain_and_evaluate(train[:24], baseline, store, frame, 1, 'cpu')
+    row, _ = _retrain_and_evaluate(train[:24], baseline, Data(frame, store), 1, 'cpu')
     assert seen[0] == 'fit' and len(seen) == 2
     assert (seen[1].split == 'train').sum() == 24 and (seen[1].split == 'validation').equals(frame.split == 'validation')
     assert {f'threshold_{finding}' for finding in FINDINGS} <= set(row)
 
 def test_all_images_with_the_same_seed_are_the_baseline(data, baseline, train, checkpoints, monkeypatch):
-    frame, store = data
+    frame, store = data.frame, data.store
     monkeypatch.setattr(subsets, 'fit', lambda *a, **k: pytest.fail('trained again'))
-    row, probabilities = _retrain_and_evaluate(train, baseline, store, frame, 0, 'cpu')
-    evaluation = evaluate_checkpoint(best_checkpoint(checkpoints), store, frame, 'cpu')
+    row, probabilities = _retrain_and_evaluate(train, baseline, Data(frame, store), 0, 'cpu')
+    evaluation = evaluate_checkpoint(best_checkpoint(checkpoints), Data(frame, store), 'cpu')
     assert row['auroc'] == evaluation.table.auroc['macro'] and probabilities.equals(evaluation.probabilities)
 
 def test_only_the_best_and_the_last_checkpoint_stay(data, tmp_path):
     from cxr_influence.training.loop import fit
-    frame, store = data
+    frame, store = data.frame, data.store
     for folder, after in [('all', None), ('few', lambda _: _keep_best(tmp_path/'few'))]:
-        fit(frame, store, tmp_path/folder, 'densenet_small', epochs=5, batch_size=64, device='cpu', after_epoch=after)
+        fit(Data(frame, store), tmp_path/folder, Recipe('densenet_small', epochs=5, batch_size=64), device='cpu', after_epoch=after)
     best = best_checkpoint(tmp_path/'all')
     assert best_checkpoint(tmp_path/'few').facts['epoch'] == best.facts['epoch']
     assert {c.facts['epoch'] for c in list_checkpoints(tmp_path/'few')} == {best.facts['epoch'], 5}
@@ -199,8 +200,8 @@ def small_grid(data, train):
 @pytest.fixture(scope='module')
 def sweep(data, small_grid, checkpoints, tmp_path_factory):
     out = tmp_path_factory.mktemp('sweep')
-    frame, store = data
-    with ThreadPoolExecutor(1) as executor: rows = run_subsets(small_grid, checkpoints, store, frame, 'epochs', out, executor)
+    frame, store = data.frame, data.store
+    with ThreadPoolExecutor(1) as executor: rows = run_subsets(small_grid, checkpoints, Data(frame, store), 'epochs', out, executor)
     return rows, out
 
 def test_a_sweep_has_a_row_a_retraining_and_shares_equal_ones(sweep, small_grid):
@@ -215,14 +216,14 @@ def test_a_sweep_has_a_row_a_retraining_and_shares_equal_ones(sweep, small_grid)
 def test_it_does_nothing_twice(sweep, small_grid, data, checkpoints, monkeypatch):
     rows, out = sweep
     monkeypatch.setattr(subsets, '_retrain_all', lambda *a: pytest.fail('retrained'))
-    assert run_subsets(small_grid, checkpoints, data[1], data[0], 'epochs', out).equals(rows)
+    assert run_subsets(small_grid, checkpoints, Data(data[0], data[1]), 'epochs', out).equals(rows)
 
 def test_steps_are_other_runs_but_for_all_images(sweep, small_grid, data, checkpoints, monkeypatch):
     rows, out = sweep
     wanted = []
     def note(jobs, *rest): wanted.append(jobs); raise InputError('enough')
     monkeypatch.setattr(subsets, '_retrain_all', note)
-    with refused('enough'): run_subsets(small_grid, checkpoints, data[1], data[0], 'steps', out)
+    with refused('enough'): run_subsets(small_grid, checkpoints, Data(data[0], data[1]), 'steps', out)
     jobs, = wanted
     assert 'all' not in set(jobs.rule) and (jobs.epochs > 2).all() and jobs.index.is_unique
 
@@ -230,7 +231,7 @@ def test_processes_give_the_same_as_a_thread(sweep, small_grid, data, checkpoint
     rows, _ = sweep
     part = small_grid[small_grid.rule == 'random'][:1].reset_index(drop=True)
     with ProcessPoolExecutor(1, subsets_context()) as executor:
-        again = run_subsets(part, checkpoints, data[1], data[0], 'epochs', tmp_path, executor)
+        again = run_subsets(part, checkpoints, Data(data[0], data[1]), 'epochs', tmp_path, executor)
     before = part[_LABELS].merge(rows, on=_LABELS)
     np.testing.assert_allclose(again.auroc, before.auroc, atol=1e-6)
 
@@ -241,13 +242,13 @@ def subsets_context():
 def test_one_that_fails_names_itself_and_the_others_are_kept(small_grid, data, checkpoints, tmp_path):
     grid = small_grid[small_grid.rule == 'random'].copy()
     grid['kept'] = [kept[:1] if i == 1 else kept[:20] for i, kept in enumerate(grid.kept)]
-    frame, store = data
+    frame, store = data.frame, data.store
     with ThreadPoolExecutor(1) as executor:
         with refused('1 of 3 retrainings failed', 'chance, remove random 0.6, seed 1', '1 training images', '.error'):
-            run_subsets(grid[:3], checkpoints, store, frame, 'epochs', tmp_path, executor)
+            run_subsets(grid[:3], checkpoints, Data(frame, store), 'epochs', tmp_path, executor)
     assert len(list(tmp_path.glob('*.json'))) == 2 and 'Traceback' in next(tmp_path.glob('*.error')).read_text()
     grid.iat[1, grid.columns.get_loc('kept')] = grid.kept.iloc[0]
-    with ThreadPoolExecutor(1) as executor: assert len(run_subsets(grid[:2], checkpoints, store, frame, 'epochs', tmp_path, executor)) == 2
+    with ThreadPoolExecutor(1) as executor: assert len(run_subsets(grid[:2], checkpoints, Data(frame, store), 'epochs', tmp_path, executor)) == 2
 
 SWEEP = '''
 import sys
@@ -295,7 +296,7 @@ def test_a_killed_process_is_told_in_a_sentence(small_grid, data, checkpoints, t
     from concurrent.futures.process import BrokenProcessPool
     def broken(calls, executor): raise BrokenProcessPool('gone'); yield
     monkeypatch.setattr(subsets, '_as_they_end', broken)
-    with refused('was killed', '0 of', 'goes on from there'): run_subsets(small_grid, checkpoints, data[1], data[0], retrained=tmp_path)
+    with refused('was killed', '0 of', 'goes on from there'): run_subsets(small_grid, checkpoints, Data(data[0], data[1]), retrained=tmp_path)
 
 def test_weighted_metrics_are_those_of_repeated_images(rng):
     target, probability = (rng.random(80) < .4).astype(float), rng.random(80)
@@ -396,7 +397,7 @@ def test_a_cluster_of_dask_gives_the_same(sweep, small_grid, data, checkpoints, 
     distributed = pytest.importorskip('distributed')
     part, rows = small_grid[small_grid.rule == 'random'][:1].reset_index(drop=True), sweep[0]
     with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster, distributed.Client(cluster) as client:
-        again = run_subsets(part, checkpoints, data[1], data[0], 'epochs', tmp_path, client.get_executor())
+        again = run_subsets(part, checkpoints, Data(data[0], data[1]), 'epochs', tmp_path, client.get_executor())
     np.testing.assert_allclose(again.auroc, part[_LABELS].merge(rows, on=_LABELS).auroc, atol=1e-6)
 
 def test_figures_take_what_the_tables_are(sweep, data):

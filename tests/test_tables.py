@@ -9,9 +9,12 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
 from conftest import refused
+from cxr_influence.training.checkpoints import Recipe
+from cxr_influence.data.batches import Data
 from cxr_influence.data.nih import fingerprint, read_nih
 from cxr_influence.data.store import decode, read_image
-from cxr_influence.data.labels import FINDINGS, NO_FINDING, InputError
+from cxr_influence.data.labels import FINDINGS, NO_FINDING
+from cxr_influence.data.files import InputError
 from cxr_influence.training.losses import FocalLoss, class_weights, training_loss
 from cxr_influence.measures.calibration import pooled_calibration_error
 from cxr_influence.measures.intervals import bootstrap_auroc
@@ -361,7 +364,7 @@ def test_chestmnist_that_is_cut_or_no_file(tmp_path):
 @pytest.fixture(scope='module')
 def unknown(data):
     "The phantom with a finding that nobody knows, and a tenth of all other labels unknown."
-    frame, store = data
+    frame, store = data.frame, data.store
     frame = frame.copy()
     labels = frame[list(FINDINGS)].mask(np.random.default_rng(0).random((len(frame), 14)) < .1)
     frame[list(FINDINGS)] = labels.assign(Hernia=np.nan).astype('float32')
@@ -398,11 +401,11 @@ def test_metrics_honour_nan(unknown):
 
 def test_training_and_influence_honour_nan(unknown, tmp_path):
     frame, store = unknown
-    history = fit(frame, store, tmp_path/'run', 'densenet_small', epochs=1, batch_size=32, device='cpu')
+    history = fit(Data(frame, store), tmp_path/'run', Recipe('densenet_small', epochs=1, batch_size=32), device='cpu')
     assert np.isfinite(history[['train_loss', 'validation_loss', 'validation_auroc']]).all(axis=None)
     checkpoint = list_checkpoints(tmp_path/'run')[0]
-    assert evaluate_checkpoint(checkpoint, store, frame, 'cpu').table.loc['Hernia', 'auroc'] != 0
-    scores = influence(tmp_path/'run', store, frame, tmp_path/'influence.csv', device='cpu')
+    assert evaluate_checkpoint(checkpoint, Data(frame, store), 'cpu').table.loc['Hernia', 'auroc'] != 0
+    scores = influence(tmp_path/'run', Data(frame, store), tmp_path/'influence.csv', device='cpu')
     assert len(scores) == (frame.split == 'train').sum() and np.isfinite(scores.drop(columns='rank')).all(axis=None)
     assert (scores.influence_Hernia == 0).all() and scores.influence_Effusion.abs().max() > 0
 

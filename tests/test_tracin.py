@@ -6,7 +6,7 @@ from torch import nn
 
 from cxr_influence.training.losses import FocalLoss
 from cxr_influence.attribution import tracin
-from cxr_influence.data.labels import InputError
+from cxr_influence.data.files import InputError
 from cxr_influence.training.networks import _replace_head
 from cxr_influence.attribution.tracin import (UnknownLayer, directional_scores, gradient,
     gradient_scores, image_losses, _known_layers, per_sample_gradients, plain_scores,

@@ -6,6 +6,7 @@ import numpy as np, pytest, torch
 from filelock import FileLock
 
 from conftest import refused, sentence
+from cxr_influence.training.checkpoints import Recipe
 from cxr_influence.training.checkpoints import Checkpoint, list_checkpoints
 from cxr_influence.training.loop import _Training, fit, read_history, schedule
 
@@ -16,7 +17,7 @@ def train(data, out, threads=1, limit=None, **changes):
     "In a process of its own: `fit`, on one thread, perhaps with files of at most `limit` bytes."
     torch.set_num_threads(threads)
     if limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    try: fit(*data, out, **{**SETTINGS, **changes})
+    try: fit(data, out, Recipe(**{**SETTINGS, **changes}))
     except Exception as error: Path(f'{out}.error').write_text(f'{type(error).__name__}: {error}')
 
 @pytest.fixture(scope='module')
@@ -61,13 +62,13 @@ def test_killed_twenty_times_at_random_moments_it_ends_in_the_same_bytes(start, 
 def test_a_signal_saves_the_step_and_says_how_to_go_on(data, tmp_path, number):
     def press(history): os.kill(os.getpid(), number)
     with pytest.raises(KeyboardInterrupt, match='the same call goes on from there'):
-        fit(*data, tmp_path/'run', **SETTINGS, after_epoch=press)
+        fit(data, tmp_path/'run', Recipe(**SETTINGS), after_epoch=press)
     state, = (tmp_path/'run').glob('unfinished_*')
     facts = Checkpoint(state, 'unfinished.json').facts
     assert facts['epoch'] == 1 and facts['step'] == list_checkpoints(tmp_path/'run')[0].facts['step'] + 1
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
-    fit(*data, tmp_path/'run', **SETTINGS)
-    fit(*data, tmp_path/'whole', **SETTINGS)
+    fit(data, tmp_path/'run', Recipe(**SETTINGS))
+    fit(data, tmp_path/'whole', Recipe(**SETTINGS))
     assert same(tmp_path/'run', tmp_path/'whole')
 
 def test_a_disk_that_fills_up_loses_nothing(start, tmp_path):
@@ -85,11 +86,11 @@ def test_a_disk_that_fills_up_loses_nothing(start, tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_computed(data, tmp_path):
     (tmp_path/'file').touch()
-    with refused('file/run cannot be written', 'choose another folder'): fit(*data, tmp_path/'file/run', **SETTINGS)
+    with refused('file/run cannot be written', 'choose another folder'): fit(data, tmp_path/'file/run', Recipe(**SETTINGS))
 
 def test_two_do_not_train_in_one_folder(data, tmp_path):
     with FileLock(tmp_path/'.run.lock'):
-        with refused('Another process trains in'): fit(*data, tmp_path/'run', **SETTINGS)
+        with refused('Another process trains in'): fit(data, tmp_path/'run', Recipe(**SETTINGS))
 
 def test_a_loss_that_is_no_number_names_the_images_and_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch):
     frame, _ = data
@@ -104,8 +105,8 @@ def test_a_loss_that_is_no_number_names_the_images_and_keeps_the_last_good_check
     assert len(named) == 8 and 'more' in message
     assert [checkpoint.facts['epoch'] for checkpoint in list_checkpoints(tmp_path/'run')] == [1]
     monkeypatch.undo()
-    fit(*data, tmp_path/'run', **SETTINGS)
-    fit(*data, tmp_path/'whole', **SETTINGS)
+    fit(data, tmp_path/'run', Recipe(**SETTINGS))
+    fit(data, tmp_path/'whole', Recipe(**SETTINGS))
     assert same(tmp_path/'run', tmp_path/'whole')
 
 @pytest.mark.parametrize('changes, words', [
@@ -113,28 +114,28 @@ def test_a_loss_that_is_no_number_names_the_images_and_keeps_the_last_good_check
     (dict(learning_rate=float('nan')), 'learning_rate is nan'), (dict(warmup=1), 'warmup is 1'), (dict(ema=1.5), 'ema is 1.5'),
     (dict(clip=0), 'clip is 0'), (dict(mixed_precision='half'), 'use no, bf16, fp16'), (dict(batch_size=1), 'a batch of fewer than 2')])
 def test_settings_that_make_no_sense_are_named(data, tmp_path, changes, words):
-    with refused(words): fit(*data, tmp_path/'run', **{**SETTINGS, **changes})
+    with refused(words): fit(data, tmp_path/'run', Recipe(**{**SETTINGS, **changes}))
     assert not (tmp_path/'run').exists()
 
 @pytest.mark.parametrize('changes', [dict(mixed_precision='bf16'), dict(ema=.9), dict(weight_decay=.1, clip=.5, warmup=.5)])
 def test_what_is_asked_for_is_kept_and_compared(data, tmp_path, changes):
-    history = fit(*data, tmp_path/'run', **{**SETTINGS, 'epochs': 1}, **changes)
+    history = fit(data, tmp_path/'run', Recipe(**{**SETTINGS, 'epochs': 1}, **changes))
     facts = Checkpoint(tmp_path/'run/epoch_001').facts
     assert np.isfinite(history.train_loss).all() and all(facts[name] == value for name, value in changes.items())
-    with refused(*changes, 'differ'): fit(*data, tmp_path/'run', **{**SETTINGS, 'epochs': 1})
+    with refused(*changes, 'differ'): fit(data, tmp_path/'run', Recipe(**{**SETTINGS, 'epochs': 1}))
 
 def test_a_run_goes_on_although_the_weights_it_began_with_are_gone(data, tmp_path):
-    fit(*data, tmp_path/'first', **{**SETTINGS, 'epochs': 1})
+    fit(data, tmp_path/'first', Recipe(**{**SETTINGS, 'epochs': 1}))
     weights = shutil.copy(tmp_path/'first/epoch_001/model.safetensors', tmp_path/'weights.safetensors')
-    fit(*data, tmp_path/'run', **SETTINGS, weights=weights)
+    fit(data, tmp_path/'run', Recipe(**SETTINGS, weights=weights))
     shutil.rmtree(tmp_path/'run/epoch_003')
     os.remove(weights)
-    fit(*data, tmp_path/'run', **SETTINGS, weights=weights)
+    fit(data, tmp_path/'run', Recipe(**SETTINGS, weights=weights))
     facts = [checkpoint.facts['weights_facts'] for checkpoint in list_checkpoints(tmp_path/'run')]
     assert facts[0] == facts[2]
 
 def test_the_average_is_the_running_average(data, tmp_path):
-    fit(*data, tmp_path/'run', **{**SETTINGS, 'epochs': 1}, ema=.5, save_minutes=0)
+    fit(data, tmp_path/'run', Recipe(**{**SETTINGS, 'epochs': 1}, ema=.5), save_minutes=0)
     checkpoint = list_checkpoints(tmp_path/'run')[0]
     own, average = checkpoint.model(), checkpoint.model(averaged=True)
     assert any(not torch.equal(p, q) for p, q in zip(own.parameters(), average.parameters()))
@@ -144,7 +145,7 @@ def test_the_generator_outside_is_left_alone(data, tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    fit(*data, tmp_path/'run', **{**SETTINGS, 'epochs': 1})
+    fit(data, tmp_path/'run', Recipe(**{**SETTINGS, 'epochs': 1}))
     assert torch.equal(torch.rand(3), expected)
 
 def test_schedule_climbs_then_falls_and_uses_every_step():

@@ -18,21 +18,22 @@ from tqdm import tqdm
 from ..training.checkpoints import list_checkpoints
 from ..data.nih import fingerprint
 from .densenet import fastest
-from ..data.store import ImageStore
-from ..data.labels import FINDINGS, InputError, check_finding
+from ..data.labels import FINDINGS, check_finding
+from ..data.files import InputError
 from ..training.losses import FocalLoss
 from ..training.networks import weights_checksum
 from ..training.distributed import Processes, join_processes
 from cxr_influence.attribution.scoring import (_Loader, _check_scorable, _chosen_parameters,
-    _keep, _read_kept, _scoring)
+    _scoring)
+from ..data.files import _keep, _read_kept
 from .tracin import gradient_scores, per_sample_gradients
+from ..data.batches import Data
 
 # %% ../../nbs/5_attribution/05_pairwise.ipynb #91ecc19a
 def _score_pairs(
     model:nn.Module, # of a checkpoint, on its device
     loss:FocalLoss, # the training loss
-    store:ImageStore,
-    frame:pd.DataFrame,
+    data:Data,
     asked, # (k,) row numbers of the images asked about
     rows, # (n,) row numbers of the images scored
     finding:str|None=None, # of the images asked about; None: all fourteen together
@@ -45,11 +46,11 @@ def _score_pairs(
     column = slice(None) if finding is None else [FINDINGS.index(check_finding(finding))]
     with _scoring(model):
         own = [per_sample_gradients(model, lambda z, y: loss(z, y)[:, column], x, y, names, watch)[0]
-               for x, y, _ in _Loader(store, frame, asked, 8, device)]
+               for x, y, _ in _Loader(data, asked, 8, device)]
         directions = {name: torch.cat([some[name] for some in own]) for name in names}
         del own
         found = []
-        for x, y, i in _Loader(store, frame, rows, batch_size, device):
+        for x, y, i in _Loader(data, rows, batch_size, device):
             found.append(gradient_scores(model, loss, x, y, directions, watch).products.double().cpu())
             if bar: bar.update(len(i))
     return torch.cat(found).T.numpy()
@@ -100,8 +101,7 @@ def _pairs_key(run:list, models:list, frame:pd.DataFrame, asked:np.ndarray, sett
 def _sum_over_checkpoints(
     run:list, # of checkpoints
     models:list, # theirs
-    store:ImageStore,
-    frame:pd.DataFrame,
+    data:Data,
     asked:np.ndarray, # (k,) row numbers, of one block
     rows:np.ndarray, # (n,)
     device:torch.device,
@@ -110,10 +110,10 @@ def _sum_over_checkpoints(
     "Sum products over the checkpoints with their learning rates. Raises `InputError` for what is not a number."
     products = 0
     for checkpoint, model in zip(run, models):
-        found = _score_pairs(model.to(device), checkpoint.loss().to(device), store, frame, asked, rows, **settings)
+        found = _score_pairs(model.to(device), checkpoint.loss().to(device), data, asked, rows, **settings)
         products = products + checkpoint.facts['learning_rate'] * found
     bad = asked[~np.isfinite(products).all(1)]
-    if len(bad): raise InputError(f'Scores of {frame.index[bad[0]]} are not numbers: look at this image.')
+    if len(bad): raise InputError(f'Scores of {data.frame.index[bad[0]]} are not numbers: look at this image.')
     return products
 
 # %% ../../nbs/5_attribution/05_pairwise.ipynb #pw-matrix
@@ -148,8 +148,7 @@ def _write_names(out:Path, asked:pd.Index, images:pd.Index, facts:dict) -> None:
 # %% ../../nbs/5_attribution/05_pairwise.ipynb #e1a7889a
 def pairwise(
     checkpoints:str|Path, # a run's folder
-    store:ImageStore,
-    frame:pd.DataFrame, # the very data it was trained on
+    data:Data,
     out:str|Path, # a folder: `strongest.parquet`, `pairwise.json`, and the matrix if wanted
     images=None, # names of those asked about; None: all of the split `validation`
     top:int=20, # proponents, and as many opponents, of each
@@ -161,11 +160,11 @@ def pairwise(
 ) -> pd.DataFrame: # columns `image`, `rank` (1 first proponent, -1 first opponent), `training_image`, `score`
     "Find who taught a model its answers: TracInCP of pairs (Pruthi et al. 2020, equation 1). Raises `InputError`."
     run, out, processes = list_checkpoints(checkpoints), Path(out), join_processes(settings.pop('device', None))
-    _check_scorable(run, store, frame)
-    asked, rows, models = _check_asked(frame, images), np.flatnonzero(frame.split == 'train'), [one.model() for one in run]
+    _check_scorable(run, data)
+    asked, rows, models = _check_asked(data.frame, images), data.rows('train'), [one.model() for one in run]
     names = _chosen_parameters(models[0], layers)
     size = _block_size(sum(p.numel() for name, p in models[0].named_parameters() if name in names), memory, len(asked))
-    key = _pairs_key(run, models, frame, asked, [top, matrix, finding, layers, size])
+    key = _pairs_key(run, models, data.frame, asked, [top, matrix, finding, layers, size])
     blocks = {out / 'blocks' / f'{i:06}.parquet': asked[i:i + size] for i in range(0, len(asked), size)}
     whole = _open_matrix(out, (len(asked), len(rows)), key, processes) if matrix else None
     mine = [path for path in blocks if _read_kept(path, key) is None][processes.index::processes.count]
@@ -174,12 +173,12 @@ def pairwise(
               disable=None if processes.main else True) as bar:
         settings |= dict(device=processes.device, finding=finding, layers=layers, bar=bar)
         for path in mine:
-            products = _sum_over_checkpoints(run, models, store, frame, blocks[path], rows, **settings)
+            products = _sum_over_checkpoints(run, models, data, blocks[path], rows, **settings)
             if matrix: _write_rows(whole, int(path.stem), products)
-            _keep(_strongest(products, frame.index[blocks[path]], frame.index[rows], top), path, key=key)
+            _keep(_strongest(products, data.frame.index[blocks[path]], data.frame.index[rows], top), path, key=key)
     processes.wait()
     found = pd.concat([pd.read_parquet(path) for path in blocks], ignore_index=True)
     if processes.main:
         _keep(found, out / 'strongest.parquet', key=key)
-        _write_names(out, frame.index[asked], frame.index[rows], dict(key=key, finding=finding, layers=layers))
+        _write_names(out, data.frame.index[asked], data.frame.index[rows], dict(key=key, finding=finding, layers=layers))
     return found

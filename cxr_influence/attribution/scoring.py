@@ -17,26 +17,25 @@ from torch import Tensor, nn
 from torch.utils.data import RandomSampler
 from tqdm import tqdm
 
-from ..data.batches import batches
+from ..data.batches import Data, batches
 from ..training.checkpoints import Checkpoint, list_checkpoints
-from ..data.nih import fingerprint
 from .densenet import fastest
-from ..data.store import ImageStore
-from ..data.labels import FINDINGS, InputError
-from ..training.networks import best_device, weights_checksum
+from ..data.labels import FINDINGS
+from ..data.files import InputError, _keep, _read_kept
+from ..training.networks import weights_checksum
 from ..training.distributed import Processes, join_processes
 from ..data.splits import check_splits
-from cxr_influence.attribution.tracin import (_check_mode, gradient_scores, image_losses,
-    plain_scores, self_influence)
+from cxr_influence.attribution.tracin import (_check_mode, gradient_scores, plain_scores,
+    self_influence)
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #05d9ee05
 class _Loader:
     "The images of some rows of a frame, in batches, as often as one likes and always the same."
-    def __init__(self, store:ImageStore, frame:pd.DataFrame, rows, batch_size:int=64, device='cpu'):
-        self.store, self.frame, self.rows = store, frame, np.asarray(rows)
+    def __init__(self, data:Data, rows, batch_size:int=64, device='cpu'):
+        self.store, self.frame, self.rows = data.store, data.frame, np.asarray(rows)
         self.batch_size, self.device = batch_size, device
     def __len__(self): return -(-len(self.rows) // self.batch_size)
-    def __iter__(self): return batches(self.store, self.frame, self.rows, self.batch_size, self.device)
+    def __iter__(self): return batches(self, self.rows, self.batch_size, self.device)
 
 def _check_repeats(
     data, # anything that yields (x, y, ...), such as a `DataLoader`
@@ -188,27 +187,6 @@ def _name_scores(scores, columns:list, adding:int) -> dict: # column -> (n,)
 # %% ../../nbs/5_attribution/04_scoring.ipynb #0a7e5864
 _BLOCK_IMAGES = 1024 # images
 
-def _read_kept(
-    path:Path,
-    key:str, # what must have made it
-) -> pd.DataFrame|None:
-    "Read scores that are kept, if they were made of the same."
-    if not path.is_file(): return None
-    kept = pd.read_parquet(path)
-    return kept if kept.attrs.get('key') == key else None
-
-def _keep(
-    scores:pd.DataFrame,
-    path:Path,
-    **attributes, # to go with it
-) -> pd.DataFrame:
-    "Write scores beside their place and rename."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scores.attrs.update(attributes)
-    scores.to_parquet(path.with_suffix(f'.{os.getpid()}.part'))
-    os.replace(path.with_suffix(f'.{os.getpid()}.part'), path)
-    return scores
-
 # %% ../../nbs/5_attribution/04_scoring.ipynb #5c3928d6
 def _find_directions(
     checkpoint:Checkpoint,
@@ -222,7 +200,7 @@ def _find_directions(
     if processes.count > len(data.rows):
         raise InputError(f'{len(data.rows)} images to score against are too few for {processes.count} processes.')
     mine, loss = slice(processes.index, None, processes.count), checkpoint.loss().to(processes.device)
-    own = _Loader(data.store, data.frame, data.rows[mine], data.batch_size, data.device)
+    own = _Loader(data, data.rows[mine], data.batch_size, data.device)
     _check_repeats(own)
     share = torch.tensor(np.stack(list(weights.values()))[:, mine])
     directions, losses = _weighted_gradients(model, loss, own, share, names)
@@ -239,8 +217,7 @@ def _find_directions(
 # %% ../../nbs/5_attribution/04_scoring.ipynb #95802ae6
 def score_checkpoint(
     checkpoint:Checkpoint,
-    store:ImageStore,
-    frame:pd.DataFrame, # images of the split `train` are scored
+    data:Data,
     weights:dict, # as from `query_losses`
     folder:str|Path, # where scores are kept
     layers=None, # as `_chosen_parameters` takes them
@@ -250,8 +227,8 @@ def score_checkpoint(
 ) -> pd.DataFrame: # a row a training image; products, not yet times the learning rate
     "Score all training images at one checkpoint, or read what is kept of it. Raises `InputError`."
     model, folder = checkpoint.model(), Path(folder) / checkpoint.folder.name
-    names, rows = _chosen_parameters(model, layers), np.flatnonzero(frame.split == 'train')
-    made_of = [weights_checksum(model), fingerprint(frame), against, names, checkpoint.facts['loss'], [*weights]]
+    names, rows = _chosen_parameters(model, layers), data.rows('train')
+    made_of = [weights_checksum(model), data.fingerprint, against, names, checkpoint.facts['loss'], [*weights]]
     key = hashlib.sha256(json.dumps(made_of).encode() + np.stack(list(weights.values())).tobytes()).hexdigest()[:12]
     blocks = {folder / f'{start:07}.parquet': rows[start:start + _BLOCK_IMAGES] for start in range(0, len(rows), _BLOCK_IMAGES)}
     processes.wait()
@@ -262,12 +239,12 @@ def score_checkpoint(
     mine = {path: blocks[path] for path in lacking[processes.index::processes.count]}
     if lacking:
         model, loss = model.to(processes.device), checkpoint.loss().to(processes.device)
-        asked = _Loader(store, frame, np.flatnonzero(frame.split == against), 64, processes.device)
+        asked = _Loader(data, data.rows(against), 64, processes.device)
         with _scoring(model), tqdm(total=sum(map(len, mine.values())), desc=checkpoint.folder.name, unit='image', leave=False,
                                   disable=None if processes.main else True) as bar:
             *found, length = _find_directions(checkpoint, model, asked, weights, names, processes)
             for path, part in mine.items():
-                own = _Loader(store, frame, part, batch_size, processes.device)
+                own = _Loader(data, part, batch_size, processes.device)
                 _keep(_score_rows(model, loss, own, *found, bar), path, key=key, direction_length=length)
     processes.wait()
     return _join_blocks(list(blocks), folder, processes)
@@ -287,12 +264,11 @@ def _join_blocks(paths:list, folder:Path, processes:Processes) -> pd.DataFrame:
 # %% ../../nbs/5_attribution/04_scoring.ipynb #7b573bb5
 def _check_scorable(
     run:list, # of `Checkpoint`
-    store:ImageStore,
-    frame:pd.DataFrame,
+    data:Data,
 ) -> None:
     "Raise `InputError` unless the checkpoints are of one run on this frame, and know their learning rates."
-    check_splits(frame)
-    for checkpoint in run: _check_data(checkpoint, store, frame)
+    check_splits(data.frame)
+    for checkpoint in run: _check_data(checkpoint, data)
     for checkpoint in run:
         rate = checkpoint.facts['learning_rate']
         if not isinstance(rate, (int, float)) or not math.isfinite(rate) or rate < 0:
@@ -307,17 +283,16 @@ def _check_scorable(
 
 def _check_data(
     checkpoint:Checkpoint,
-    store:ImageStore,
-    frame:pd.DataFrame,
+    data:Data,
 ) -> None:
     "Raise `InputError` unless the checkpoint was trained on this frame at the store's size."
-    ours, theirs, size = fingerprint(frame), checkpoint.facts['data'], checkpoint.facts['image_size']
+    ours, theirs, size = data.fingerprint, checkpoint.facts['data'], checkpoint.facts['image_size']
     if ours != theirs:
         raise InputError(f'{checkpoint.folder} was trained on other images, labels or splits (fingerprint {theirs}, here '
                          f'{ours}): give the data it was trained on.')
-    if size != store.size or not store.names.equals(frame.index):
-        raise InputError(f'{checkpoint.folder} was trained at {size} pixels, {store.folder} holds {len(store)} images at '
-                         f'{store.size}: decode the data again at {size}.')
+    if size != data.store.size or not data.store.names.equals(data.frame.index):
+        raise InputError(f'{checkpoint.folder} was trained at {size} pixels, {data.store.folder} holds {len(data.store)} images at '
+                         f'{data.store.size}: decode the data again at {size}.')
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #382b44ba
 def _add_up(
@@ -338,21 +313,20 @@ def _add_up(
 def verify(
     checkpoint:Checkpoint,
     scores:pd.DataFrame, # of this checkpoint
-    store:ImageStore,
-    frame:pd.DataFrame,
+    data:Data,
     images:int=8,
     layers=None, # as they were scored
     against:str='validation',
 ) -> float: # largest difference, as a share of the largest score
     "Score random images by the definition, one backward pass each, and compare. Raises `InputError` over 0.05."
     model, loss, rng = checkpoint.model(), checkpoint.loss(), np.random.default_rng(0)
-    names, train = _chosen_parameters(model, layers), np.flatnonzero(frame.split == 'train')
+    names, train = _chosen_parameters(model, layers), data.rows('train')
     rows = rng.choice(train, min(images, len(train)), replace=False)
-    weights = np.stack(list(query_losses(frame, False, against=against).values()))
-    data = _Loader(store, frame, np.flatnonzero(frame.split == against))
+    weights = np.stack(list(query_losses(data.frame, False, against=against).values()))
+    data = _Loader(data, data.rows(against))
     whole = {name: v[0] for name, v in _weighted_gradients(model, loss, data, torch.tensor(weights), names)[0].items()}
-    x, y, _ = next(iter(_Loader(store, frame, rows, len(rows))))
-    difference = plain_scores(model, loss, x, y, whole).numpy() - scores.influence[frame.index[rows]].to_numpy()
+    x, y, _ = next(iter(_Loader(data, rows, len(rows))))
+    difference = plain_scores(model, loss, x, y, whole).numpy() - scores.influence[data.frame.index[rows]].to_numpy()
     share = float(np.abs(difference).max() / scores.influence.abs().max())
     if not share < .05:
         raise InputError(f'Scored by the definition, {len(rows)} images differ by {share:.2g} of the largest score at '
@@ -365,8 +339,7 @@ _DEFINITION = ('TracInCP (Pruthi et al. 2020, section 3.1): sum over checkpoints
 
 def influence(
     checkpoints:str|Path, # a run's folder
-    store:ImageStore, # the frame's images, at the size the run was trained with
-    frame:pd.DataFrame, # the very data it was trained on
+    data:Data,
     out:str|Path, # `….csv`; beside it appear `….parquet`, `….json` and a folder `….checkpoints`
     per_finding:bool=True, # also a column a finding, self-influence, cosine and AdamW's: about twice the time
     groups:dict|None=None, # name -> validation images, as `query_losses` takes them: a column each
@@ -377,17 +350,17 @@ def influence(
     "TracInCP scores of every training image (Pruthi et al. 2020, section 3.1). Raises `InputError`."
     start, out, run = time.perf_counter(), Path(out), list_checkpoints(checkpoints)
     processes, kept = join_processes(settings.pop('device', None)), out.with_suffix('.checkpoints')
-    _check_scorable(run, store, frame)
-    weights, rates = query_losses(frame, per_finding, groups, against), [checkpoint.facts['learning_rate'] for checkpoint in run]
-    parts = [score_checkpoint(checkpoint, store, frame, weights, kept, layers, against, processes=processes, **settings)
+    _check_scorable(run, data)
+    weights, rates = query_losses(data.frame, per_finding, groups, against), [checkpoint.facts['learning_rate'] for checkpoint in run]
+    parts = [score_checkpoint(checkpoint, data, weights, kept, layers, against, processes=processes, **settings)
              for checkpoint in tqdm(run, 'checkpoints', leave=False, disable=None if processes.main else True)]
     scores, first = _add_up(parts, rates), int(np.argmax(rates))
     if processes.main:
-        difference = verify(run[first], parts[first], store, frame, layers=layers, against=against)
+        difference = verify(run[first], parts[first], data, layers=layers, against=against)
         _write_scores(scores, out, dict(
             definition=_DEFINITION, checkpoints=[str(checkpoint.folder) for checkpoint in run], learning_rates=rates,
-            loss=run[0].facts['loss'], data=fingerprint(frame), layers=layers, against=against, training_images=len(scores),
-            validation_images=int((frame.split == against).sum()), difference_to_definition=difference, verified_images=8,
+            loss=run[0].facts['loss'], data=data.fingerprint, layers=layers, against=against, training_images=len(scores),
+            validation_images=int((data.frame.split == against).sum()), difference_to_definition=difference, verified_images=8,
             torch=torch.__version__, seconds=round(time.perf_counter() - start, 1)))
     processes.wait()
     return scores

@@ -21,7 +21,7 @@ from torch.linalg import vecdot, vector_norm
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.grad import conv2d_weight
 
-from ..data.labels import InputError
+from ..data.files import InputError
 
 # %% ../../nbs/5_attribution/01_tracin.ipynb #a0b132b6
 def _losses_of(

@@ -24,9 +24,10 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, default_collate
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from ..data.batches import MEAN, STD, batches, normalise
+from ..data.batches import Data, MEAN, STD, batches, normalise
 from ..data.store import ImageStore, decode, open_store, read_image
-from ..data.labels import FINDINGS, InputError
+from ..data.labels import FINDINGS
+from ..data.files import InputError
 
 # %% ../../nbs/benchmarks/loading.ipynb #99314338
 class Files(Dataset):
@@ -231,7 +232,7 @@ def read_many(out:str, epochs:int=3) -> dict: # `open_ms`, `fastest_seconds` and
     marks.append(time.perf_counter())
     frame = pd.DataFrame(0., index=range(len(store)), columns=list(FINDINGS))
     for epoch in range(epochs):
-        for _ in batches(store, frame, np.random.default_rng(epoch).permutation(len(store))): pass
+        for _ in batches(Data(frame, store), np.random.default_rng(epoch).permutation(len(store))): pass
         marks.append(time.perf_counter())
     seconds = np.diff(marks)
     return {'open_ms': 1e3 * seconds[0], 'fastest_seconds': min(seconds[1:]), 'slowest_seconds': max(seconds[1:])}

@@ -18,8 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from ..data.batches import MEAN, STD, batches
-from ..data.store import ImageStore
+from ..data.batches import Data, MEAN, STD, batches
 from ..data.labels import FINDINGS
 from ..training.losses import FocalLoss
 from ..training.networks import make_model
@@ -59,8 +58,7 @@ def plain_steps(
 
 # %% ../../nbs/benchmarks/training_speed.ipynb #1d85a45a
 def new_training(
-    frame:pd.DataFrame,
-    store:ImageStore,
+    data:Data,
     backbone:str,
     batch_size:int,
     processes:Processes,
@@ -69,12 +67,12 @@ def new_training(
     "Make a run on all of a frame's images, to be measured."
     run = dict(backbone=backbone, weights='random', seed=0, batch_size=batch_size, epochs=1, ema=None, peak_learning_rate=1e-4,
                weight_decay=.01, warmup=0., clip=10., mixed_precision=precision, loss=FocalLoss().settings())
-    return _Training(frame.assign(split='train'), store, store.folder / 'no run', run, processes)
+    return _Training(data.frame.assign(split='train'), data.store, data.store.folder / 'no run', run, processes)
 
 def our_steps(training:_Training): # yields the loss of each step
     "Train as `fit` does."
     rows, size = training.rows, training.run['batch_size']
-    for x, y, _ in batches(training.store, training.frame, rows, size, training.processes.device, torch.Generator()):
+    for x, y, _ in batches(training, rows, size, training.processes.device, torch.Generator()):
         numbers, _ = training.take_step(x, y, len(x))
         yield numbers[0].item() / len(x)
 
@@ -119,8 +117,7 @@ def kept_bytes(
 
 # %% ../../nbs/benchmarks/training_speed.ipynb #bd8e1b41
 def batch_costs(
-    frame:pd.DataFrame,
-    store:ImageStore,
+    data:Data,
     backbone:str,
     sizes, # of batches
     processes:Processes,
@@ -129,8 +126,8 @@ def batch_costs(
     "Measure what batches of several sizes cost."
     rows = []
     for size in tqdm(list(sizes), 'batch sizes', leave=False):
-        training = new_training(frame, store, backbone, size, processes)
-        x, _, _ = next(batches(store, frame, training.rows, size, processes.device))
+        training = new_training(data, backbone, size, processes)
+        x, _, _ = next(batches(data, training.rows, size, processes.device))
         kept = kept_bytes(training.model, x.contiguous(memory_format=torch.channels_last))
         rows.append((size, 1000 / images_per_second(our_steps(training), size, count), kept / 1e9))
     return pd.DataFrame(rows, columns=['batch size', 'ms an image', 'GB kept']).set_index('batch size')

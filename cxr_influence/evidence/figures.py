@@ -14,9 +14,10 @@ import seaborn as sns
 from IPython.display import HTML, display
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from ..data.store import ImageStore, show_images
-from ..data.labels import (FINDINGS, InputError, check_finding,
-    decode_labels as decode_label)
+from ..data.store import show_images
+from ..data.labels import FINDINGS, check_finding, decode_labels
+from ..data.files import InputError
+from ..data.batches import Data
 
 # %% ../../nbs/6_evidence/08_figures.ipynb #2fd6741a
 def plot_history(
@@ -61,8 +62,7 @@ def plot_influence(
 # %% ../../nbs/6_evidence/08_figures.ipynb #02d06e3e
 def show_extremes(
     scores:pd.DataFrame, # as from `influence`
-    store:ImageStore,
-    frame:pd.DataFrame,
+    data:Data,
     finding:str|None=None, # one of the fourteen, or all together
     n:int=8, # of each
 ) -> plt.Figure:
@@ -71,9 +71,9 @@ def show_extremes(
     if column not in scores: raise InputError(f'The scores have no column {column}: score with per_finding=True.')
     ranked = scores[column].sort_values(ascending=False)
     ends = pd.concat([ranked.head(n), ranked.tail(n)[::-1]])
-    titles = [f'{value:+.3g}\n' + decode_label(frame.loc[name, list(FINDINGS)]).replace('|', '\n').replace('_', ' ')
+    titles = [f'{value:+.3g}\n' + decode_labels(data.frame.loc[name, list(FINDINGS)]).replace('|', '\n').replace('_', ' ')
               for name, value in ends.items()]
-    return show_images(store.pixels[frame.index.get_indexer(ends.index)], titles, n, side=1.4)
+    return show_images(data.store.pixels[data.frame.index.get_indexer(ends.index)], titles, n, side=1.4)
 
 # %% ../../nbs/6_evidence/08_figures.ipynb #f81be0b7
 _RULE_STYLES = {'top': ('tab:blue', 'v'), 'bottom': ('tab:red', '^'), 'random': ('.45', 'o'), 'stratified': ('k', 's'),

@@ -29,13 +29,15 @@ from ..data.annotations import COUNTERPARTS, _nih_says
 from .valuations import label_error_scores, valuations
 from ..training.checkpoints import list_checkpoints
 from ..data.nih import fingerprint
-from ..data.store import ImageStore
 from ..measures.intervals import bootstrap_auroc, percentile_interval, seed_means
-from ..data.labels import FINDINGS, InputError, check_finding
+from ..data.labels import FINDINGS, check_finding
+from ..data.files import InputError
 from ..training.losses import FocalLoss
 from ..training.networks import best_device
 from .subsets import _quiet_bars
 from ..training.loop import fit, predict
+from ..data.batches import Data
+from ..training.checkpoints import Recipe
 
 # %% ../../nbs/6_evidence/05_label_errors.ipynb #ev-plant
 _NOISE_KINDS = ('one_finding', 'one_of_fourteen', 'swapped')
@@ -136,8 +138,7 @@ def _plain_json(
 
 # %% ../../nbs/6_evidence/05_label_errors.ipynb #ev-run2
 def noisy_run(
-    frame:pd.DataFrame, # with the right labels
-    store:ImageStore,
+    data:Data,
     recipe:dict, # keywords of `training.fit`
     kind:str, # of `_NOISE_KINDS`
     seed:int, # of the planting, of the training
@@ -148,11 +149,11 @@ def noisy_run(
     folds:int=3, # for `confident`
 ) -> tuple: # suspicion, a column a valuation; (training images, 14) bool: which labels are wrong
     "Plant wrong labels, train on them, and suspect every image in every way. Raises `InputError`."
-    noisy, truth = inject_label_noise(frame, kind, share, seed, finding)
+    noisy, truth = inject_label_noise(data.frame, kind, share, seed, finding)
     if finding: noisy = only_finding(noisy, finding)
-    folder = Path(out) / _name_of(fingerprint(noisy), _plain_json(recipe), seed, store.size)
-    fit(noisy, store, folder / 'checkpoints', **recipe, seed=seed)
-    return label_error_scores(valuations(folder / 'checkpoints', store, noisy, folder, names, folds, seed=seed)), truth
+    folder = Path(out) / _name_of(fingerprint(noisy), _plain_json(recipe), seed, data.store.size)
+    fit(data.with_frame(noisy), folder / 'checkpoints', Recipe(**recipe), seed=seed)
+    return label_error_scores(valuations(folder / 'checkpoints', data.with_frame(noisy), folder, names, folds, seed=seed)), truth
 
 # %% ../../nbs/6_evidence/05_label_errors.ipynb #ev-side
 def _side_by_side(
@@ -238,22 +239,21 @@ def repairs(
 
 # %% ../../nbs/6_evidence/05_label_errors.ipynb #ev-retrain
 def retrain(
-    frame:pd.DataFrame,
-    store:ImageStore,
+    data:Data,
     recipe:dict, # keywords of `training.fit`
     seed:int,
     split:str, # of the images predicted
     out:str|Path, # folder of many such files
 ) -> pd.DataFrame: # (images of that split, 14) logits
     "Train on a frame and predict, or read what is kept of it."
-    path = Path(out) / f'{_name_of(fingerprint(frame), _plain_json(recipe), seed, split, store.size)}.parquet'
+    path = Path(out) / f'{_name_of(data.fingerprint, _plain_json(recipe), seed, split, data.store.size)}.parquet'
     if path.is_file(): return pd.read_parquet(path)
-    rows = np.flatnonzero(frame.split == split)
+    rows = data.rows(split)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        fit(frame, store, folder, **recipe, seed=seed)
-        logits = predict(list_checkpoints(folder)[-1].model(averaged=True), store, frame, rows)
-    pd.DataFrame(logits.numpy(), frame.index[rows], list(FINDINGS)).to_parquet(path.with_suffix(f'.{os.getpid()}.part'))
+        fit(data, folder, Recipe(**recipe), seed=seed)
+        logits = predict(list_checkpoints(folder)[-1].model(averaged=True), data, rows)
+    pd.DataFrame(logits.numpy(), data.frame.index[rows], list(FINDINGS)).to_parquet(path.with_suffix(f'.{os.getpid()}.part'))
     os.replace(path.with_suffix(f'.{os.getpid()}.part'), path)
     return pd.read_parquet(path)
 
@@ -417,18 +417,17 @@ def retrain_heads(
 
 # %% ../../nbs/6_evidence/05_label_errors.ipynb #ev-subset-losses
 def subset_losses(
-    frame:pd.DataFrame,
-    store:ImageStore,
+    data:Data,
     recipe:dict, # keywords of `training.fit`, with `loss`
     subsets:np.ndarray, # (count, training images) bool
     seeds, # of the training
     out:str|Path, # folder where retrainings are kept
 ) -> np.ndarray: # (count, seeds, validation images, 14) losses
     "Train on every subset with every seed, and measure the validation losses."
-    train = frame.index[frame.split == 'train']
-    parts = [frame.assign(split=frame.split.mask(frame.index.isin(train[~kept]), 'unused')) for kept in subsets]
-    calls = [(part, store, recipe, seed, 'validation', out) for part in parts for seed in seeds]
-    y = torch.tensor(frame.loc[frame.split == 'validation', list(FINDINGS)].to_numpy('float32'))
+    train = data.train.index
+    parts = [data.frame.assign(split=data.frame.split.mask(data.frame.index.isin(train[~kept]), 'unused')) for kept in subsets]
+    calls = [(data.with_frame(part), recipe, seed, 'validation', out) for part in parts for seed in seeds]
+    y = torch.tensor(data.frame.loc[data.frame.split == 'validation', list(FINDINGS)].to_numpy('float32'))
     found = [recipe['loss'](torch.tensor(logits.to_numpy()), y).numpy() for logits in _side_by_side(retrain, calls)]
     return np.stack(found).reshape(len(subsets), len(seeds), *y.shape)
 

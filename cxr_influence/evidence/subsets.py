@@ -22,13 +22,14 @@ from tqdm import tqdm
 
 from ..training.checkpoints import Checkpoint, best_checkpoint, list_checkpoints
 from ..training.evaluation import Evaluation, evaluate_checkpoint
-from ..data.store import ImageStore
 from cxr_influence.measures.intervals import (percentile_interval, patient_weights, seed_means,
     weighted_auroc)
-from ..data.labels import FINDINGS, InputError
+from ..data.labels import FINDINGS
+from ..data.files import InputError, project_path
 from ..training.networks import best_device
 from ..attribution.scoring import _check_data
 from ..training.loop import fit
+from ..data.batches import Data
 
 # %% ../../nbs/6_evidence/03_subsets.ipynb #sub008
 def _order_units(
@@ -152,7 +153,7 @@ def subset_grid(
 # %% ../../nbs/6_evidence/03_subsets.ipynb #sub033
 _BUDGETS = ('epochs', 'steps')
 
-def _count_steps(images:int, facts:dict) -> int: return -(-images // facts['batch_size']) # of an epoch
+def _count_steps(images:int, batch_size:int) -> int: return -(-images // batch_size) # of an epoch
 
 def _budget_epochs(
     images:int, # of the subset
@@ -163,7 +164,7 @@ def _budget_epochs(
     "Say how many epochs a subset is trained. Raises `InputError`."
     if budget not in _BUDGETS: raise InputError(f'Unknown budget {budget!r}: use {" or ".join(_BUDGETS)}.')
     if budget == 'epochs': return facts['epochs']
-    return max(1, round(facts['epochs'] * _count_steps(all_images, facts) / max(1, _count_steps(images, facts))))
+    return max(1, round(facts['epochs'] * _count_steps(all_images, facts['batch_size']) / max(1, _count_steps(images, facts['batch_size']))))
 
 # %% ../../nbs/6_evidence/03_subsets.ipynb #sub036
 def _keep_best(folder:str|Path) -> None: # of a run
@@ -183,24 +184,24 @@ def _summarise(evaluation:Evaluation) -> dict:
 def _retrain_and_evaluate(
     kept:pd.Index, # names of the training images that stay
     baseline:Checkpoint, # of the run whose recipe is followed
-    store:ImageStore,
-    frame:pd.DataFrame,
+    data:Data,
     seed:int,
     device=None,
     epochs:int|None=None, # the baseline's, where not given
     folder:str|Path|None=None, # for checkpoints, from which a stopped retraining goes on; else a temporary one
 ) -> tuple: # a dict of results, and the test images' probabilities
     "Train on some of the training images by the baseline's recipe, and evaluate once."
-    start, settings = time.perf_counter(), baseline.settings() | ({'epochs': epochs} if epochs else {})
-    dropped = (frame.split == 'train') & ~frame.index.isin(kept)
-    part = frame.assign(split=frame.split.mask(dropped, 'unused'))
-    same = not dropped.any() and (seed, settings['epochs']) == (baseline.facts['seed'], baseline.facts['epochs'])
+    start, recipe = time.perf_counter(), baseline.recipe()
+    if epochs: recipe = recipe._replace(epochs=epochs)
+    dropped = (data.frame.split == 'train') & ~data.frame.index.isin(kept)
+    part = data.frame.assign(split=data.frame.split.mask(dropped, 'unused'))
+    same = not dropped.any() and (seed, recipe.epochs) == (baseline.facts['seed'], baseline.facts['epochs'])
     with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as folder:
         if same: folder = baseline.folder.parent
-        else: fit(part, store, folder, **settings, seed=seed, device=device, after_epoch=lambda _: _keep_best(folder))
+        else: fit(data.with_frame(part), folder, recipe, seed, device, after_epoch=lambda _: _keep_best(folder))
         best = best_checkpoint(folder)
-        evaluation = evaluate_checkpoint(best, store, part, device)
-    row = dict(images=len(kept), epochs=settings['epochs'], steps=settings['epochs'] * _count_steps(len(kept), settings),
+        evaluation = evaluate_checkpoint(best, data.with_frame(part), device)
+    row = dict(images=len(kept), epochs=recipe.epochs, steps=recipe.epochs * _count_steps(len(kept), recipe.batch_size),
                best_epoch=best.facts['epoch'])
     return row | _summarise(evaluation) | {'seconds': round(time.perf_counter() - start, 1)}, evaluation.probabilities
 
@@ -275,13 +276,12 @@ def _as_they_end(
 def _retrain_all(
     jobs:pd.DataFrame, # index: path without suffix; columns `_LABELS`, `kept`, `epochs`
     baseline:Checkpoint,
-    store:ImageStore,
-    frame:pd.DataFrame,
+    data:Data,
     executor:Executor|None=None,
 ) -> None:
     "Do all retrainings. Raises `InputError` that names one that failed, after all others have ended."
     cost = (jobs.kept.map(len) * jobs.epochs).sort_values(ascending=False)
-    calls = [(path, job.kept, baseline, store, frame, int(job.seed), None, int(job.epochs))
+    calls = [(path, job.kept, baseline, data, int(job.seed), None, int(job.epochs))
              for path, job in jobs.loc[cost.index].iterrows()]
     failed, ended, work = {}, 0, dict(total=int(cost.sum()), desc='retraining', unit='image', unit_scale=True)
     try:
@@ -306,21 +306,20 @@ def _describe_job(job:pd.Series) -> str: # such as `influence, remove top 0.4, s
 def run_subsets(
     grid:pd.DataFrame, # as from `subset_grid`
     checkpoints:str|Path, # of the baseline run, whose recipe is followed
-    store:ImageStore,
-    frame:pd.DataFrame,
+    data:Data,
     budget:str='epochs', # or `steps`: as many as the full set takes
     retrained:str|Path='_runs/retrained', # folder where retrainings are kept
     executor:Executor|None=None, # processes on this machine, where not given
 ) -> pd.DataFrame: # a row a retraining, in the grid's order
     "Retrain on every subset that is not done yet; return all rows. Raises `InputError`."
-    baseline, out, images = list_checkpoints(checkpoints)[0], Path(retrained), int((frame.split == 'train').sum())
-    _check_data(baseline, store, frame)
+    baseline, out, images = list_checkpoints(checkpoints)[0], project_path(retrained), int((data.frame.split == 'train').sum())
+    _check_data(baseline, data)
     epochs = [_budget_epochs(len(kept), images, baseline.facts, budget) for kept in grid.kept]
     names = [_retraining_name(kept, baseline, seed, n) for kept, seed, n in zip(grid.kept, grid.seed, epochs)]
     jobs = grid.assign(epochs=epochs).set_index(pd.Index([out / name for name in names]))
     jobs = jobs[[not path.with_suffix('.json').is_file() for path in jobs.index]]
     out.mkdir(parents=True, exist_ok=True)
-    if len(jobs): _retrain_all(jobs[~jobs.index.duplicated()], baseline, store, frame, executor)
+    if len(jobs): _retrain_all(jobs[~jobs.index.duplicated()], baseline, data, executor)
     results = [json.loads((out / f'{name}.json').read_text()) | {'retrained': str(out / name)} for name in names]
     return grid[_LABELS].reset_index(drop=True).assign(budget=budget).join(pd.DataFrame(results))
 

@@ -21,14 +21,14 @@ from tqdm import tqdm
 
 from ..measures.calibration import fit_platt, held_out_scaling
 from ..training.checkpoints import Checkpoint, best_checkpoint, list_checkpoints
-from ..data.nih import fingerprint
-from ..data.store import ImageStore
-from ..data.labels import FINDINGS, InputError
+from ..data.labels import FINDINGS
+from ..data.files import InputError, _digest, _kept
 from ..training.networks import best_device, _head_name, weights_checksum
 from ..training.distributed import join_processes
-from ..attribution.scoring import (_check_scorable, influence, _keep, query_losses,
-    _read_kept, score_checkpoint, _write_scores)
+from cxr_influence.attribution.scoring import (_check_scorable, influence, query_losses,
+    score_checkpoint, _write_scores)
 from ..training.loop import fit, predict
+from ..data.batches import Data
 
 # %% ../../nbs/6_evidence/02_valuations.ipynb #bl-cleanlab
 with warnings.catch_warnings():
@@ -79,33 +79,19 @@ def _random_numbers(
     train = frame.index[frame.split == 'train']
     return pd.DataFrame({'random': np.random.default_rng(seed).random(len(train))}, train)
 
-# %% ../../nbs/6_evidence/02_valuations.ipynb #bl-once
-def _once(
-    path:Path, # `….parquet`
-    made_of:list, # JSON: what goes into it
-    make, # called without arguments, gives the table
-) -> pd.DataFrame:
-    "Read a table that is kept, if it was made of the same; else make it and keep it."
-    key = _digest(made_of)
-    kept = _read_kept(path, key)
-    return _keep(make(), path, key=key) if kept is None else kept
-
-def _digest(made_of:list) -> str: return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]
-
 # %% ../../nbs/6_evidence/02_valuations.ipynb #bl-logits
 def _training_logits(
     checkpoints:str|Path, # a run's folder
-    store:ImageStore,
-    frame:pd.DataFrame,
+    data:Data,
     out:str|Path, # folder; what is there is not computed again
     device=None, # the accelerator if there is one
 ) -> np.ndarray: # (checkpoints, training images, 14)
     "Predict every training image at every checkpoint, in evaluation mode and without augmentation."
-    rows, found = np.flatnonzero(frame.split == 'train'), []
+    rows, found = data.rows('train'), []
     for checkpoint in tqdm(list_checkpoints(checkpoints), 'logits', leave=False, disable=None):
         model = checkpoint.model()
-        def make(): return _table_of(predict(model.to(device or best_device()), store, frame, rows), frame, rows)
-        found.append(_once(Path(out) / f'{checkpoint.folder.name}.parquet', [weights_checksum(model), fingerprint(frame)], make))
+        def make(): return _table_of(predict(model.to(device or best_device()), data, rows), data.frame, rows)
+        found.append(_kept(Path(out) / f'{checkpoint.folder.name}.parquet', [weights_checksum(model), data.fingerprint], make))
     return np.stack(found)
 
 def _table_of(values:Tensor, frame:pd.DataFrame, rows) -> pd.DataFrame: # a row an image, a column a finding
@@ -174,33 +160,31 @@ def standardised_loss(
 # %% ../../nbs/6_evidence/02_valuations.ipynb #bl-history
 def _from_history(
     checkpoints:str|Path,
-    store:ImageStore,
-    frame:pd.DataFrame,
+    data:Data,
     out:Path, # folder
     early:int, # checkpoints that EL2N averages
     device=None,
 ) -> pd.DataFrame: # `loss`, `worst_loss`, `standardised_loss`, `el2n`, `aum`, `forgetting`
     "Value images by what the run said of them after each epoch."
-    logits, targets = _training_logits(checkpoints, store, frame, out / 'logits', device), _targets_of(frame)
+    logits, targets = _training_logits(checkpoints, data, out / 'logits', device), _targets_of(data.frame)
     loss = list_checkpoints(checkpoints)[-1].loss()(torch.tensor(logits[-1]), torch.tensor(targets)).double().numpy()
     scaled = _scale_logits(logits, targets)
     return pd.DataFrame({
         'loss': loss.sum(1), 'worst_loss': loss.max(1), 'standardised_loss': standardised_loss(loss, targets),
         'el2n': el2n(scaled[:early], targets), 'aum': aum(scaled, targets), 'forgetting': forgetting(scaled, targets),
-    }, frame.index[frame.split == 'train'])
+    }, data.train.index)
 
 # %% ../../nbs/6_evidence/02_valuations.ipynb #bl-grand
 def gradient_norms(
     checkpoints:str|Path,
-    store:ImageStore,
-    frame:pd.DataFrame,
+    data:Data,
     out:Path, # folder; the scores kept there are those that `influence` uses
     early:int, # checkpoints
     device=None,
 ) -> pd.DataFrame: # `grand`
     "Average the length of each image's gradient over the early checkpoints (GraNd, Paul et al. 2021, section 2)."
     processes, folder = join_processes(device), out / 'influence.checkpoints'
-    parts = [score_checkpoint(checkpoint, store, frame, query_losses(frame), folder, processes=processes)
+    parts = [score_checkpoint(checkpoint, data, query_losses(data.frame), folder, processes=processes)
              for checkpoint in list_checkpoints(checkpoints)[:early]]
     return pd.DataFrame({'grand': sum(part.self_influence.pow(.5) for part in parts) / early})
 
@@ -224,31 +208,23 @@ def patient_folds(
     return numbers
 
 # %% ../../nbs/6_evidence/02_valuations.ipynb #bl-oos
-def _recipe_of(
-    checkpoint:Checkpoint,
-) -> dict: # keywords of `training.fit`
-    "Say how to train like this run. Raises `InputError` if the checkpoint does not say."
-    try: return checkpoint.settings() | {'seed': checkpoint.facts['seed']}
-    except KeyError as error: raise InputError(f'{checkpoint.folder} does not say {error}, and cannot be trained again: '
-                                               'leave confident out of the names.') from None
-
 def _fold_logits(
     baseline:Checkpoint, # of the run whose recipe is followed
-    store:ImageStore,
-    frame:pd.DataFrame,
+    data:Data,
     held_out:np.ndarray, # (n,) bool
     path:Path, # `….parquet`, where they are kept
     device=None,
 ) -> pd.DataFrame: # (images held out, 14)
     "Train on the other training images, and predict those held out."
-    part, recipe = frame.assign(split=frame.split.mask(held_out, 'unused')), _recipe_of(baseline)
-    made_of = [recipe | {'loss': recipe['loss'].settings()}, store.size, fingerprint(part)]
+    part = data.with_frame(data.frame.assign(split=data.frame.split.mask(held_out, 'unused')))
+    recipe, seed = baseline.recipe(), baseline.facts['seed']
+    made_of = [recipe._replace(loss=recipe.loss.settings()), seed, data.store.size, part.fingerprint]
     folder, processes = path.with_name(_digest(made_of)), join_processes(device)
     def make():
-        fit(part, store, folder, **recipe, device=device)
+        fit(part, folder, recipe, seed, device)
         model, rows = best_checkpoint(folder).model(averaged=True).to(processes.device), np.flatnonzero(held_out)
-        return _table_of(predict(model, store, frame, rows), frame, rows)
-    found = _once(path, made_of, make)
+        return _table_of(predict(model, data, rows), data.frame, rows)
+    found = _kept(path, made_of, make)
     processes.wait()
     if processes.main: shutil.rmtree(folder, ignore_errors=True)
     return found
@@ -256,20 +232,19 @@ def _fold_logits(
 # %% ../../nbs/6_evidence/02_valuations.ipynb #bl-oos2
 def cross_validated_probabilities(
     checkpoints:str|Path, # of the run whose recipe is followed
-    store:ImageStore,
-    frame:pd.DataFrame,
+    data:Data,
     out:str|Path, # folder; folds that are there are not trained again
     folds:int=5,
     seed:int=0, # of the folds
     device=None,
 ) -> pd.DataFrame: # (training images, 14)
     "Predict each training image by a model of other patients, scaled by a fit to other patients. Raises `InputError`."
-    baseline, numbers = list_checkpoints(checkpoints)[0], patient_folds(frame, folds, seed)
+    baseline, numbers = list_checkpoints(checkpoints)[0], patient_folds(data.frame, folds, seed)
     paths = [Path(out) / f'fold_{number + 1}_of_{folds}.parquet' for number in range(folds)]
-    parts = [_fold_logits(baseline, store, frame, numbers == number, path, device)
+    parts = [_fold_logits(baseline, data, numbers == number, path, device)
              for number, path in enumerate(tqdm(paths, 'folds', leave=False, disable=None))]
-    logits = pd.concat(parts).loc[frame.index[frame.split == 'train']]
-    scaled = held_out_scaling(_targets_of(frame), logits, frame.patient[logits.index].to_numpy())
+    logits = pd.concat(parts).loc[data.train.index]
+    scaled = held_out_scaling(_targets_of(data.frame), logits, data.frame.patient[logits.index].to_numpy())
     return pd.DataFrame(scaled, logits.index, list(FINDINGS))
 
 # %% ../../nbs/6_evidence/02_valuations.ipynb #bl-confident
@@ -286,29 +261,27 @@ def label_quality(
 # %% ../../nbs/6_evidence/02_valuations.ipynb #bl-fromfolds
 def _from_folds(
     checkpoints:str|Path,
-    store:ImageStore,
-    frame:pd.DataFrame,
+    data:Data,
     out:Path, # folder
     folds:int=5,
     seed:int=0, # of the folds
     device=None,
 ) -> pd.DataFrame: # `confident`
     "Value images by their worst label, judged by models of other patients."
-    probabilities = cross_validated_probabilities(checkpoints, store, frame, out / 'folds', folds, seed, device)
-    quality = label_quality(probabilities.to_numpy(), _targets_of(frame))
+    probabilities = cross_validated_probabilities(checkpoints, data, out / 'folds', folds, seed, device)
+    quality = label_quality(probabilities.to_numpy(), _targets_of(data.frame))
     return pd.DataFrame({'confident': quality.min(1)}, probabilities.index)
 
 # %% ../../nbs/6_evidence/02_valuations.ipynb #bl-features
 def _head_inputs(
     model:nn.Module, # on any device
-    store:ImageStore,
-    frame:pd.DataFrame,
+    data:Data,
     rows, # (n,) row numbers
 ) -> Tensor: # (n, features), on the CPU
     "Compute what comes into a model's last layer."
     seen, head = [], model.get_submodule(_head_name(model))
     hook = head.register_forward_hook(lambda _, came_in, __: seen.append(came_in[0].float().cpu()))
-    try: predict(model, store, frame, rows)
+    try: predict(model, data, rows)
     finally: hook.remove()
     return torch.cat(seen)
 
@@ -347,8 +320,7 @@ def knn_shapley(
 # %% ../../nbs/6_evidence/02_valuations.ipynb #bl-knn2
 def _from_neighbours(
     checkpoints:str|Path,
-    store:ImageStore,
-    frame:pd.DataFrame,
+    data:Data,
     out:Path, # folder
     neighbours:int=10,
     device=None,
@@ -356,23 +328,22 @@ def _from_neighbours(
     "Value images by their neighbours among the last checkpoint's features."
     model = list_checkpoints(checkpoints)[-1].model()
     def seen(split):
-        return _head_inputs(model, store, frame, np.flatnonzero(frame.split == split)), torch.tensor(_targets_of(frame, split))
+        return _head_inputs(model, data, data.rows(split)), torch.tensor(_targets_of(data.frame, split))
     def make():
         model.to(device or best_device())
         values = knn_shapley(*seen('train'), *seen('validation'), neighbours)
-        return pd.DataFrame({'knn_shapley': values}, frame.index[frame.split == 'train'])
-    return _once(out / 'knn_shapley.parquet', [weights_checksum(model), fingerprint(frame), neighbours], make)
+        return pd.DataFrame({'knn_shapley': values}, data.train.index)
+    return _kept(out / 'knn_shapley.parquet', [weights_checksum(model), data.fingerprint, neighbours], make)
 
 # %% ../../nbs/6_evidence/02_valuations.ipynb #bl-influence
 def _from_influence(
     checkpoints:str|Path,
-    store:ImageStore,
-    frame:pd.DataFrame,
+    data:Data,
     out:Path, # folder
     device=None,
 ) -> pd.DataFrame: # `influence`, `worst_influence`, `cosine`, `optimiser_aware`, `self_influence`
     "Take what one scoring gives."
-    scores = influence(checkpoints, store, frame, out / 'influence.csv', device=device)
+    scores = influence(checkpoints, data, out / 'influence.csv', device=device)
     if 'optimiser_aware' not in scores: scores['optimiser_aware'] = np.nan # the checkpoints do not know AdamW's moments
     scores['worst_influence'] = scores[[f'influence_{finding}' for finding in FINDINGS]].min(axis=1)
     return scores[['influence', 'worst_influence', 'cosine', 'optimiser_aware', 'self_influence']]
@@ -380,14 +351,13 @@ def _from_influence(
 # %% ../../nbs/6_evidence/02_valuations.ipynb #bl-lastlayer
 def _from_last_layer(
     checkpoints:str|Path,
-    store:ImageStore,
-    frame:pd.DataFrame,
+    data:Data,
     out:Path, # folder
     device=None,
 ) -> pd.DataFrame: # `last_layer`
     "Score through the last layer alone."
     head = _head_name(list_checkpoints(checkpoints)[-1].model())
-    scores = influence(checkpoints, store, frame, out / 'last_layer.csv', per_finding=False, layers=head, device=device)
+    scores = influence(checkpoints, data, out / 'last_layer.csv', per_finding=False, layers=head, device=device)
     return scores[['influence']].set_axis(['last_layer'], axis=1)
 
 # %% ../../nbs/6_evidence/02_valuations.ipynb #bl-gather
@@ -409,8 +379,7 @@ def _gather(
 # %% ../../nbs/6_evidence/02_valuations.ipynb #bl-all
 def valuations(
     checkpoints:str|Path, # a run's folder
-    store:ImageStore,
-    frame:pd.DataFrame, # the data it was trained on
+    data:Data,
     out:str|Path, # folder: `valuations.csv`, and beside it what the same call reads when it is made again
     names=None, # of `VALUATIONS`; None: all
     folds:int=5, # of patients, each trained anew for `confident`
@@ -422,20 +391,20 @@ def valuations(
     "Value every training image in every way. Raises `InputError`."
     run, names = list_checkpoints(checkpoints), _check_names(VALUATIONS.index if names is None else names)
     if not names: raise InputError(f'No valuation is named: choose of {", ".join(VALUATIONS.index)}.')
-    _check_scorable(run, store, frame)
+    _check_scorable(run, data)
     early = math.ceil(len(run) / 5) if early is None else early
     if not 1 <= early <= len(run): raise InputError(f'early is {early}: give 1 to {len(run)}, the number of checkpoints.')
     if neighbours < 1: raise InputError(f'neighbours is {neighbours}: give at least 1.')
-    given = checkpoints, store, frame, Path(out)
+    given = checkpoints, data.store, data.frame, Path(out)
     table, seconds = _gather(names, {
-        'random': lambda: _random_numbers(frame, seed),
+        'random': lambda: _random_numbers(data.frame, seed),
         'loss worst_loss standardised_loss el2n aum forgetting': lambda: _from_history(*given, early, device),
         'grand': lambda: gradient_norms(*given, early, device),
         'confident': lambda: _from_folds(*given, folds, seed, device),
         'knn_shapley': lambda: _from_neighbours(*given, neighbours, device),
         'influence worst_influence cosine optimiser_aware self_influence': lambda: _from_influence(*given, device),
         'last_layer': lambda: _from_last_layer(*given, device)})
-    facts = dict(checkpoints=[str(checkpoint.folder) for checkpoint in run], data=fingerprint(frame), folds=folds,
+    facts = dict(checkpoints=[str(checkpoint.folder) for checkpoint in run], data=data.fingerprint, folds=folds,
                  early=early, neighbours=neighbours, seed=seed, seconds=seconds)
     if join_processes(device).main: _write_scores(table, Path(out) / 'valuations.csv', facts)
     return table

@@ -10,7 +10,8 @@ __all__ = ['patient_weights', 'weighted_auroc', 'bootstrap_auroc', 'percentile_i
 import numpy as np
 import pandas as pd
 
-from ..data.labels import FINDINGS, InputError
+from ..data.labels import FINDINGS
+from ..data.files import InputError
 
 # %% ../../nbs/3_measures/03_intervals.ipynb #f5c7bc8e
 def patient_weights(

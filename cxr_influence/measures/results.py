@@ -15,9 +15,10 @@ import pandas as pd
 
 from .calibration import calibration_error, pooled_calibration_error
 from .intervals import bootstrap_auroc, percentile_interval
-from ..data.labels import FINDINGS, InputError
-from cxr_influence.measures.metrics import (_average, choose_thresholds, undefined_findings,
-    metric_table, per_finding)
+from ..data.labels import FINDINGS
+from ..data.files import InputError
+from cxr_influence.measures.metrics import (_average, undefined_findings, metric_table,
+    per_finding)
 
 # %% ../../nbs/3_measures/04_results.ipynb #6ea34df9
 _AVERAGES = ['macro', 'micro', 'weighted']

@@ -17,9 +17,11 @@ import pandas as pd
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter, map_coordinates
 from tqdm import tqdm
+from ..data.files import project_path
 
 # %% ../../nbs/2_phantom/02_dataset.ipynb #91c98545
-from ..data.labels import FINDINGS, InputError, decode_labels
+from ..data.labels import FINDINGS, decode_labels
+from ..data.files import InputError
 
 # %% ../../nbs/2_phantom/02_dataset.ipynb #1989105b
 @dataclass(frozen=True)
@@ -603,7 +605,7 @@ def _move_into_place(folder, root, parameters):
 
 # %% ../../nbs/2_phantom/02_dataset.ipynb #e0552db7
 def make_phantom(
-    root, # folder to create
+    root:str|Path='_data/phantom', # folder to create
     n:int=1000, # images, at least 20
     size:int=128, # pixels a side
     seed:int=0, # another seed, other patients
@@ -615,7 +617,7 @@ def make_phantom(
     "Write a phantom data set in NIH's layout. Raises `InputError`."
     parameters = _check_phantom(n=n, size=size, seed=seed, wrong_labels=wrong_labels, duplicates=duplicates,
                                   test_fraction=test_fraction, floor=floor)
-    root, parameters['version'] = Path(root), _VERSION
+    root, parameters['version'] = project_path(root), _VERSION
     if _holds_phantom(root, parameters): return root
     plan = _plan_phantom(n, seed, wrong_labels, duplicates, test_fraction, floor)
     root.parent.mkdir(parents=True, exist_ok=True)

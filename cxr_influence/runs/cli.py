@@ -17,7 +17,7 @@ from ..training.checkpoints import list_checkpoints
 from ..data.nih import find_files
 from cxr_influence.data.download import (_check_disk, _choose_archives, download, _nih_files,
     plan_download)
-from ..data.labels import InputError
+from ..data.files import InputError
 from ..training.losses import LOSSES
 from ..training.networks import make_model
 from ..phantom.dataset import make_phantom
@@ -160,7 +160,7 @@ def cxr_demo(
 ):
     "Go the whole way, small: train, score, remove and select, report."
     with _one_sentence():
-        root, settings = (data, _REAL) if data else (str(make_phantom('_data/phantom')), _PHANTOM)
+        root, settings = (data, _REAL) if data else (str(make_phantom()), _PHANTOM)
         results, grid = Path(results), _REAL_GRID if data else _PHANTOM_GRID
         def step(number, what, experiment, **parameters):
             print(f'{number}/4 {what}', flush=True)

@@ -21,7 +21,7 @@ from nbconvert import HTMLExporter
 from tqdm import tqdm
 
 import cxr_influence
-from ..data.labels import InputError
+from ..data.files import InputError, project_path
 from ..training.networks import best_device
 
 # %% ../../nbs/8_runs/01_runs.ipynb #a1b04118
@@ -81,7 +81,7 @@ def run(
     _check_names(path, parameters)
     if int(os.environ.get('RANK', 0)): return _help_train(path, parameters)
     code = hashlib.sha256(json.dumps(parameters, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    folder = Path(runs) / path.stem / (name or (f'run-{code}' if parameters else 'default'))
+    folder = project_path(runs) / path.stem / (name or (f'run-{code}' if parameters else 'default'))
     facts, start = _run_facts(path, json.loads(json.dumps(parameters, default=str))), time.time()
     if not again and _is_complete(folder, facts): return folder
     new = not folder.exists()

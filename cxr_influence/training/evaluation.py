@@ -13,12 +13,13 @@ import pandas as pd
 
 from ..measures.calibration import Platt, fit_platt, held_out_scaling
 from .checkpoints import Checkpoint
-from ..data.store import ImageStore
-from ..data.labels import FINDINGS, InputError
+from ..data.labels import FINDINGS
+from ..data.files import InputError
 from ..measures.metrics import choose_thresholds
 from .networks import best_device
 from ..measures.results import evaluate
 from .loop import predict
+from ..data.batches import Data
 
 # %% ../../nbs/4_training/07_evaluation.ipynb #a63a8d01
 class Evaluation(NamedTuple):
@@ -34,17 +35,16 @@ class Evaluation(NamedTuple):
 # %% ../../nbs/4_training/07_evaluation.ipynb #635b5506
 def evaluate_checkpoint(
     checkpoint:Checkpoint,
-    store:ImageStore,
-    frame:pd.DataFrame,
+    data:Data,
     device=None,
 ) -> Evaluation:
     "Evaluate on the test images; scaling and thresholds are from the validation images. Raises `InputError` if there are none."
     model, logits, known = checkpoint.model(averaged=True).to(device or best_device()), {}, {}
     for split in ['validation', 'test']:
-        rows = np.flatnonzero(frame.split == split)
+        rows = data.rows(split)
         if not len(rows): raise InputError(f'No image has the split {split}: give a frame with validation and test images.')
-        known[split] = frame.iloc[rows]
-        logits[split] = pd.DataFrame(predict(model, store, frame, rows).numpy(), known[split].index, list(FINDINGS))
+        known[split] = data.frame.iloc[rows]
+        logits[split] = pd.DataFrame(predict(model, data, rows).numpy(), known[split].index, list(FINDINGS))
     targets, tables = {split: known[split][list(FINDINGS)].to_numpy('float32') for split in known}, []
     platt = fit_platt(targets['validation'], logits['validation'])
     for scale in [Platt(np.ones(14), np.zeros(14)), platt]:

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from ..data.batches import MEAN, STD, batches
-from .checkpoints import Checkpoint, list_checkpoints, save_checkpoint
-from ..data.nih import fingerprint
-from ..data.store import ImageStore
-from ..data.labels import FINDINGS, InputError
+from ..data.batches import Data, MEAN, STD, batches
+from cxr_influence.training.checkpoints import (Checkpoint, Recipe, list_checkpoints,
+    save_checkpoint)
+from ..data.labels import FINDINGS
+from ..data.files import InputError
 from .losses import FocalLoss, training_loss
 from ..measures.metrics import per_finding
 from .networks import _load_state, make_model, _read_state
@@ -37,14 +37,13 @@ from ..data.splits import check_splits
 @torch.no_grad()
 def predict(
     model:nn.Module,
-    store:ImageStore,
-    frame:pd.DataFrame, # in the store's order
+    data:Data,
     rows, # (n,) row numbers
     batch_size:int=128,
 ) -> Tensor: # (n, 14) logits, on the CPU
     "Compute the rows' logits on the model's device; its mode is left as it was."
     mode, device = model.training, next(model.parameters()).device
-    try: return torch.cat([model.eval()(x).float().cpu() for x, _, _ in batches(store, frame, rows, batch_size, device)])
+    try: return torch.cat([model.eval()(x).float().cpu() for x, _, _ in batches(data, rows, batch_size, device)])
     finally: model.train(mode)
 
 # %% ../../nbs/4_training/05_loop.ipynb #17b36442
@@ -73,12 +72,12 @@ def schedule(
 # %% ../../nbs/4_training/05_loop.ipynb #5ed36652
 class _Training:
     "A run under way: what is trained, in which processes, and how far it has come."
-    def __init__(self, frame:pd.DataFrame, store:ImageStore, out:Path, run:dict, processes:Processes, compile:bool=False):
-        self.frame, self.store, self.out, self.run, self.processes = frame, store, out, run, processes
-        self.rows = np.flatnonzero(frame.split == 'train')
+    def __init__(self, data:Data, out:Path, run:dict, processes:Processes, compile:bool=False):
+        self.data, self.out, self.run, self.processes = data, out, run, processes
+        self.rows = data.rows('train')
         self.sizes = [len(part) for part in np.array_split(self.rows, -(-len(self.rows) // run['batch_size']))]
         self.last = _last_state(out, run)
-        self.model = make_model(run['backbone'], 'random' if self.last else run['weights'], run['seed'], store.size)
+        self.model = make_model(run['backbone'], 'random' if self.last else run['weights'], run['seed'], data.store.size)
         self.model.to(processes.device, memory_format=torch.channels_last)
         self.began = self.model.weights_facts # where the first weights are from
         self.averaged = run['ema'] and AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(run['ema']), use_buffers=True)
@@ -134,7 +133,7 @@ def read_losses(self:_Training) -> tuple: # whether some process wants to save, 
     for numbers, rate, i, step in self.unread:
         loss, *asks = numbers.tolist()
         if not np.isfinite(loss):
-            names = self.processes.gather(list(self.frame.index[i]))
+            names = self.processes.gather(list(self.data.frame.index[i]))
             raise InputError(f'The loss is {loss} at step {step}, in the batch of {", ".join(names[:8])}'
                              f'{f" and {len(names) - 8} more" if len(names) > 8 else ""}: lower learning_rate, or look at '
                              f'these images. What {self.out} holds is from before.')
@@ -155,7 +154,7 @@ def train_epoch(self:_Training,
     done = self.step - self.epochs * self.steps
     generator = torch.Generator().manual_seed(self.run['seed'] * 10_007 + self.epochs + 1)
     begun = time.perf_counter() - self.sums['seconds']
-    for x, y, i in batches(self.store, self.frame, self.rows, self.run['batch_size'], self.processes.device, generator,
+    for x, y, i in batches(self.data, self.rows, self.run['batch_size'], self.processes.device, generator,
                            done, self.processes.part):
         asks = time.monotonic() - self.saved > 60 * save_minutes, bool(noted)
         self.unread.append((*self.take_step(x, y, self.sizes[done], asks), i, self.step))
@@ -173,10 +172,10 @@ def train_epoch(self:_Training,
 @patch
 def validate(self:_Training) -> dict: # `validation_loss`, `validation_auroc`
     "Measure loss and macro AUROC on the validation images."
-    rows = np.flatnonzero(self.frame.split == 'validation')
-    logits = predict(self.predictor, self.store, self.frame, np.array_split(rows, self.processes.count)[self.processes.index])
+    rows = self.data.rows('validation')
+    logits = predict(self.predictor, self.data, np.array_split(rows, self.processes.count)[self.processes.index])
     logits = torch.tensor(np.array(self.processes.gather(logits.tolist()), 'float32'))
-    targets = torch.tensor(self.frame[list(FINDINGS)].to_numpy('float32')[rows])
+    targets = torch.tensor(self.data.frame[list(FINDINGS)].to_numpy('float32')[rows])
     value = self.loss(logits.to(self.processes.device), targets.to(self.processes.device))
     auroc = float(per_finding(roc_auc_score, targets.numpy(), logits.numpy()).mean())
     return {'validation_loss': float(value.sum(1).mean()), 'validation_auroc': auroc}
@@ -192,7 +191,7 @@ def save(self:_Training,
     if self.processes.main:
         updates = next(iter(self.optimizer.state.values()))['step']
         now = dict(epoch=self.epochs, step=self.step, updates=int(updates), scaler=self.scaler.state_dict(),
-                   root=self.frame.attrs.get('root'), reading=self.frame.attrs.get('reading', {}),
+                   root=self.data.frame.attrs.get('root'), reading=self.data.frame.attrs.get('reading', {}),
                    device=str(self.processes.device), processes=self.processes.count, weights_facts=self.began,
                    versions={'torch': torch.__version__, 'torchvision': torchvision.__version__})
         save_checkpoint(folder, self.model, self.optimizer, {**self.run, **now, **facts}, self.averaged and self.predictor, name)
@@ -253,22 +252,19 @@ def restore(self:_Training, state:Checkpoint) -> None:
 
 # %% ../../nbs/4_training/05_loop.ipynb #e8e1451b
 def _check_settings(
-    frame:pd.DataFrame,
-    store:ImageStore,
+    data:Data,
     run:dict, # settings
     processes:Processes,
 ) -> None:
     "Raise `InputError` if the store is of other rows, a patient has two splits, or a setting makes no sense."
-    if not store.names.equals(frame.index):
-        raise InputError(f'{store.folder} was not decoded from this frame: call decode(frame, root, size, out).')
-    check_splits(frame)
+    check_splits(data.frame)
     for name in ['epochs', 'batch_size', 'peak_learning_rate', 'clip']:
         if not run[name] > 0: raise InputError(f'{name.removeprefix("peak_")} is {run[name]}: give more than 0.')
     for name in ['warmup', 'ema']:
         if not 0 <= (run[name] or 0) < 1: raise InputError(f'{name} is {run[name]}: give a share from 0 to below 1.')
     if run['mixed_precision'] not in _PRECISIONS:
         raise InputError(f'Unknown mixed_precision {run["mixed_precision"]!r}: use {", ".join(_PRECISIONS)}.')
-    images, least = int((frame.split == 'train').sum()), max(2, processes.count)
+    images, least = int((data.frame.split == 'train').sum()), max(2, processes.count)
     if images < least or images // -(-images // run['batch_size']) < least:
         raise InputError(f'{images} training images in batches of {run["batch_size"]} make a batch of fewer than {least}: '
                          'give more images, or another batch_size.')
@@ -305,37 +301,37 @@ def _note_signals(): # yields a list, to which signals are added
 
 # %% ../../nbs/4_training/05_loop.ipynb #cc158ec2
 def fit(
-    frame:pd.DataFrame, # as from `read_nih`; images of the split `train` are trained on
-    store:ImageStore, # of the same rows
+    data:Data,
     out:str|Path, # folder for the checkpoints
-    backbone:str='densenet121',
-    weights:str='random', # to begin with: `random`, `imagenet`, or what else `make_model` takes
-    loss:FocalLoss|None=None, # focal, with class weights of the training images, where not given
-    epochs:int=5,
-    batch_size:int=32, # images a step, of all processes together
-    learning_rate:float=1e-3, # the highest
-    weight_decay:float=.01,
-    warmup:float=.05, # share of the steps in which the learning rate climbs
-    clip:float=10., # largest norm of a step's gradient
-    ema:float|None=None, # decay of a running average of the weights, such as .999, which then predicts
-    mixed_precision:str|None=None, # `no`, `bf16`, `fp16`; bf16 on a GPU that has it, else no, where not given
+    recipe:Recipe=Recipe(),
     seed:int=0, # of the new weights, the images' order and their augmentation
     device=None, # the accelerator if there is one
-    compile:bool=False, # with torch.compile
     save_minutes:float=5, # between moments from which a killed run goes on; 0: every step
     after_epoch=None, # called with the history so far
 ) -> pd.DataFrame: # a row an epoch: rate, losses, validation AUROC, images a second, seconds
     "Train a classifier and keep a checkpoint an epoch; go on if some are there. Raises `InputError`."
     processes, out = join_processes(device), Path(out)
-    loss, half = loss or training_loss('focal', frame), 'bf16' if _has_bf16(processes.device) else 'no'
-    run = dict(backbone=backbone, weights=str(weights), loss=loss.settings(), epochs=epochs, batch_size=batch_size,
-               peak_learning_rate=learning_rate, weight_decay=weight_decay, warmup=warmup, clip=clip, ema=ema,
-               mixed_precision=mixed_precision or half, seed=seed, image_size=store.size, data=fingerprint(frame),
-               normalisation=[MEAN, STD], findings=list(FINDINGS))
-    _check_settings(frame, store, run, processes)
+    run = _run_settings(data, recipe, seed, processes.device)
+    _check_settings(data, run, processes)
     with _hold_folder(out, processes), _keep_generators(processes.device), _note_signals() as noted:
-        _Training(frame, store, out, run, processes, compile).train(noted, save_minutes, after_epoch)
+        _Training(data, out, run, processes, recipe.compile).train(noted, save_minutes, after_epoch)
     return read_history(out)
+
+def _run_settings(
+    data:Data,
+    recipe:Recipe,
+    seed:int,
+    device:torch.device,
+) -> dict: # JSON: all that decides the result, kept in every checkpoint
+    "Write a recipe's settings out, with the data's own where the recipe leaves them open."
+    settings = recipe._asdict()
+    del settings['compile']
+    loss = recipe.loss or training_loss('focal', data.frame)
+    half = 'bf16' if _has_bf16(device) else 'no'
+    return settings | dict(
+        weights=str(recipe.weights), loss=loss.settings(), peak_learning_rate=settings.pop('learning_rate'),
+        mixed_precision=recipe.mixed_precision or half, seed=seed, image_size=data.store.size,
+        data=data.fingerprint, normalisation=[MEAN, STD], findings=list(FINDINGS))
 
 def _has_bf16(device:torch.device) -> bool: return device.type == 'cuda' and torch.cuda.is_bf16_supported(False)
 def _keep_generators(device:torch.device): return torch.random.fork_rng([device] if device.type == 'cuda' else [])

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.labels import FINDINGS, InputError
+from ..data.labels import FINDINGS
+from ..data.files import InputError
 
 # %% ../../nbs/4_training/01_losses.ipynb #77e5de8e
 def focal_loss(

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from ..data.nih import fingerprint
-from ..data.labels import FINDINGS, InputError
+from ..data.labels import FINDINGS
+from ..data.files import InputError
 from ..data.splits import check_splits, describe_splits
 
 # %% ../../nbs/4_training/09_model_card.ipynb #7d97c87f

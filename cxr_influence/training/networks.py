@@ -17,7 +17,8 @@ from torch import nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from ..data.batches import MEAN, STD
-from ..data.labels import FINDINGS, InputError
+from ..data.labels import FINDINGS
+from ..data.files import InputError
 
 # %% ../../nbs/4_training/02_networks.ipynb #3e838fb9
 def _head_name(

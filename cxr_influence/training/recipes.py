@@ -9,7 +9,8 @@ __all__ = ['RECIPES', 'PUBLISHED', 'recipe', 'published', 'describe_recipe']
 import numpy as np
 import pandas as pd
 
-from ..data.labels import FINDINGS, InputError
+from ..data.labels import FINDINGS
+from ..data.files import InputError
 
 # %% ../../nbs/4_training/08_recipes.ipynb #4b4d2d67
 _BASE = dict(backbone='densenet121', weights='imagenet', loss='bce', image_size=224)
