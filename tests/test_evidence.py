@@ -1,4 +1,4 @@
-"Wrong labels planted, found and repaired; retrainings foretold; the statistics behind them, each against a plain version."
+"Label noise injected, detected and repaired; retraining predicted; the statistics behind them, each against a plain version."
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,23 +8,24 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import log_loss, roc_auc_score
 
-from cxr_influence.data.batches import Data
-from cxr_influence.evidence import label_errors as evidence
-from cxr_influence.evidence.valuations import _random_numbers
-from cxr_influence.evidence.label_errors import (_NOISE_KINDS, compare_with_baseline,
-    averaging_gain, fit_heads, detection_curve, detected_at, seed_agreement, random_subsets,
-    head_influence, head_losses, retrain_heads, lds, lds_interval, only_finding,
-    mean_over_seeds, partial_rank_correlation, patient_share, inject_label_noise, noisy_run,
-    radiologist_disagreement, recovered, reliability, repairs, retrain, seeds_until,
-    subset_losses, label_error_auroc, known_facts)
 from cxr_influence.data.labels import FINDINGS
+from cxr_influence.training.checkpoints import Recipe
 from cxr_influence.training.losses import FocalLoss
+from cxr_influence.evidence import retraining
+from cxr_influence.evidence.faithfulness import (fit_heads, head_influence, head_logits,
+    head_losses, lds, lds_interval, random_subsets, reliability, retrain_heads, subset_losses)
+from cxr_influence.evidence.label_errors import (_NOISE_KINDS, LabelNoise,
+    compare_with_baseline, detected_at, detection_curve, inject_label_noise, label_error_auroc,
+    mean_over_seeds, noisy_run, only_finding, radiologist_disagreement, recovered, repairs)
+from cxr_influence.evidence.stability import (averaging_gain, known_facts,
+    partial_rank_correlation, patient_share, seed_agreement, seeds_until)
+from cxr_influence.evidence.valuations import _random_numbers
 
 @pytest.fixture
 def rng(): return np.random.default_rng()
 
-RECIPE = dict(backbone='densenet_small', loss=FocalLoss(gamma=0, label_smoothing=0), epochs=1, batch_size=16, device='cpu')
-def finding_of(kind): return 'Effusion' if kind == 'one_finding' else None
+RECIPE = Recipe('densenet_small', loss=FocalLoss(gamma=0, label_smoothing=0), epochs=1, batch_size=16)
+def noise_of(kind, share=.1): return LabelNoise(kind, 'Effusion' if kind == 'one_finding' else None, share)
 def random_frame(rng, n=200, unknown=0.):
     labels = rng.integers(2, size=(n, 14)).astype('float32')
     labels[rng.random((n, 14)) < unknown] = np.nan
@@ -33,10 +34,10 @@ def random_frame(rng, n=200, unknown=0.):
 
 @pytest.mark.parametrize('kind', _NOISE_KINDS)
 @pytest.mark.parametrize('unknown', [0., .3])
-def test_what_is_planted_is_what_is_said(rng, kind, unknown):
+def test_the_noise_is_what_the_truth_states(rng, kind, unknown):
     frame, share = random_frame(rng, unknown=unknown), rng.uniform(.05, .5)
     before = frame.copy()
-    noisy, truth = inject_label_noise(frame, kind, share, int(rng.integers(1e6)), finding_of(kind))
+    noisy, truth = inject_label_noise(frame, noise_of(kind, share), int(rng.integers(1e6)))
     pd.testing.assert_frame_equal(frame, before)
     train = frame.split == 'train'
     assert truth.index.equals(frame.index[train]) and list(truth) == list(FINDINGS)
@@ -52,30 +53,31 @@ def test_what_is_planted_is_what_is_said(rng, kind, unknown):
         assert touched <= most and (truth.sum(axis=1) <= 1).all() and (unknown or touched == most)
     if kind == 'one_finding': assert not truth.drop(columns='Effusion').any(axis=None)
 
-def test_seeds_and_shares_of_planting(rng):
+def test_seeds_and_shares_of_noise(rng):
     frame = random_frame(rng)
     for kind in _NOISE_KINDS:
-        one, again, other = (inject_label_noise(frame, kind, .2, seed, finding_of(kind))[0] for seed in [3, 3, 4])
+        one, again, other = (inject_label_noise(frame, noise_of(kind, .2), seed)[0] for seed in [3, 3, 4])
         assert one.equals(again) and not one.equals(other)
-        assert inject_label_noise(frame, kind, 0, 3, finding_of(kind))[0].equals(frame)
+        assert inject_label_noise(frame, noise_of(kind, 0), 3)[0].equals(frame)
 
-def test_planting_is_independent_of_the_random_valuation(rng):
+def test_noise_is_independent_of_the_random_valuation(rng):
     frame, start = random_frame(rng, 400), int(rng.integers(1e6))
     for kind in _NOISE_KINDS:
         hits = []
         for seed in range(start, start + 300):
-            wrong = inject_label_noise(frame, kind, .1, seed, finding_of(kind))[1].any(axis=1).to_numpy()
+            wrong = inject_label_noise(frame, noise_of(kind), seed)[1].any(axis=1).to_numpy()
             hits.append(np.corrcoef(wrong, _random_numbers(frame, seed).random)[0, 1])
         assert abs(np.mean(hits)) < 4 * np.std(hits) / 300**.5
 
-def test_planting_refuses(rng):
+def test_noise_refuses(rng):
     frame = random_frame(rng)
-    with refused("'noise'", 'one_finding'): inject_label_noise(frame, 'noise')
-    with refused('name one for one_finding'): inject_label_noise(frame, 'one_finding')
-    with refused('no other kind'): inject_label_noise(frame, 'swapped', finding='Mass')
-    with refused('Unknown finding', 'Flu'): inject_label_noise(frame, 'one_finding', finding='Flu')
-    with refused('share is 0.7'): inject_label_noise(frame, 'swapped', .7)
-    with refused('split train'): inject_label_noise(frame.assign(split='test'), 'swapped')
+    def inject(*noise, **named): return inject_label_noise(frame, LabelNoise(*noise, **named))
+    with refused("'noise'", 'one_finding'): inject('noise')
+    with refused('name one for one_finding'): inject('one_finding')
+    with refused('no other kind'): inject('swapped', 'Mass')
+    with refused('Unknown finding', 'Flu'): inject('one_finding', 'Flu')
+    with refused('share is 0.7'): inject('swapped', share=.7)
+    with refused('split train'): inject_label_noise(frame.assign(split='test'), LabelNoise('swapped'))
 
 def plain_found(score, wrong, inspected):
     "What is found in any order of equals, on average over many shuffles."
@@ -115,11 +117,11 @@ def test_intervals_over_seeds_hold_what_they_promise(rng):
     shared.loc['b'] = shared.loc['a'] + 5
     shared.loc['ours'] = shared.loc['b'] + .1
     table = compare_with_baseline(shared, ['a', 'b'])
-    assert table.attrs['rival'] == 'b' and np.allclose(table.loc['ours'], .1)
+    assert table.attrs['baseline'] == 'b' and np.allclose(table.loc['ours'], .1)
 
 def test_repairs_do_what_they_say(rng):
     frame = random_frame(rng)
-    noisy, truth = inject_label_noise(frame, 'swapped', .3, 1)
+    noisy, truth = inject_label_noise(frame, LabelNoise('swapped', share=.3), 1)
     suspects = pd.DataFrame({'knows': truth.any(axis=1) * 1., 'random': rng.random(len(truth))}, truth.index)
     fixed = repairs(frame, noisy, suspects, truth.any(axis=1).mean())
     assert fixed['relabel', 'knows'].equals(frame) and fixed['noisy', ''].equals(noisy) and fixed['right', ''].equals(frame)
@@ -177,6 +179,7 @@ def test_head_losses_are_cross_entropy(rng):
     x, y, *_ = problem(rng)
     w = rng.normal(size=(6, 2))
     p = expit(np.c_[x, np.ones(len(x))] @ w)
+    np.testing.assert_allclose(expit(head_logits(x, w)), p)
     for k in range(2): assert np.isclose(head_losses(x, y, w)[:, k].mean(), log_loss(y[:, k], p[:, k]))
 
 def test_the_head_is_at_its_optimum(rng):
@@ -186,7 +189,7 @@ def test_the_head_is_at_its_optimum(rng):
     assert np.abs(gradient).max() < 1e-3
     with refused('Column 1', 'leave this finding out'): fit_heads(x, np.c_[y[:, 0], np.ones(len(x))])
 
-def test_influence_foretells_leaving_one_out(rng):
+def test_influence_predicts_leaving_one_out(rng):
     x, y, x_val, y_val = given = problem(rng)
     exact, product = (head_influence(*given, .1, hessian) for hessian in [True, False])
     assert exact.shape == (2, 40, 150)
@@ -223,7 +226,7 @@ def test_partial_correlation_is_that_of_residuals(rng):
     found = partial_rank_correlation(score, known.assign(constant=1.))
     for name in known:
         others = ranks.drop(columns=name)
-        left = [values - LinearRegression().fit(Data(others, values)).predict(others) for values in [own, ranks[name].to_numpy()]]
+        left = [values - LinearRegression().fit(others, values).predict(others) for values in [own, ranks[name].to_numpy()]]
         assert np.isclose(found.partial[name], np.corrcoef(*left)[0, 1])
         assert np.isclose(found.alone[name], spearmanr(score, known[name]).statistic)
     assert np.isnan(found.partial['constant'])
@@ -235,7 +238,7 @@ def test_patients_share(rng):
     assert abs(patient_share(pd.Series(rng.normal(size=600)), patients)) < .2
     assert np.isnan(patient_share(own, pd.Series(np.arange(600))))
 
-def test_readers_disagree(rng):
+def test_radiologists_disagree(rng):
     frame = random_frame(rng)
     with refused('join_google'): radiologist_disagreement(frame)
     answers = frame.Pneumothorax.where(rng.random(len(frame)) < .5)
@@ -243,7 +246,7 @@ def test_readers_disagree(rng):
     assert list(found) == ['google_Pneumothorax'] and len(found) == (frame.split == 'train').sum()
     assert (found.dropna() == 1).all(axis=None) and found.google_Pneumothorax.isna().equals(answers[found.index].isna())
 
-def test_suspicions_are_held_against_readers(rng):
+def test_scores_are_compared_with_radiologists(rng):
     frame = random_frame(rng, 400)
     train = frame.index[frame.split == 'train']
     wrong = pd.Series((rng.random(len(train)) < .3) * 1., train).mask(rng.random(len(train)) < .3)
@@ -259,7 +262,7 @@ def test_suspicions_are_held_against_readers(rng):
         names = np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])
         draws.append(roc_auc_score(known[names], suspects.half[names]))
     assert np.allclose(found.loc['half', ['low', 'high']].to_numpy(float), np.quantile(draws, [.025, .975]), atol=.03)
-    with refused('nothing to tell apart'): label_error_auroc(suspects, wrong * 0, frame.patient)
+    with refused('0 of', 'to be separated'): label_error_auroc(suspects, wrong * 0, frame.patient)
     with refused('half has no number'): label_error_auroc(suspects.assign(half=np.nan), wrong, frame.patient)
     with refused('blind has no number', known.index[0]): label_error_auroc(suspects.drop(known.index[0]), wrong, frame.patient)
 
@@ -271,25 +274,23 @@ def test_the_gain_of_averaging(rng):
     assert np.isclose(found['gain'], plain) and 0 < found['low'] < plain < found['high']
     assert set(averaging_gain(singles[0], singles[[0]], subsets, losses).values()) == {0}
 
-def test_a_trial_from_planting_to_suspicion(data, tmp_path, monkeypatch):
-    frame, store = data.frame, data.store
-    names = ['random', 'loss', 'influence', 'cosine']
-    trial = lambda: noisy_run(Data(frame, store), RECIPE, 'one_finding', 3, tmp_path, 'Effusion', .2, names)
-    suspects, truth = trial()
-    assert list(suspects) == names and suspects.index.equals(frame.index[frame.split == 'train']) and truth.index.equals(suspects.index)
-    pd.testing.assert_frame_equal(trial()[0], suspects)
+def test_a_run_from_noise_to_scores(data, tmp_path):
+    names, noise = ['random', 'loss', 'influence', 'cosine'], LabelNoise('one_finding', 'Effusion', .2)
+    def run(): return noisy_run(data, RECIPE, noise, 3, tmp_path, names)
+    suspects, truth = run()
+    assert list(suspects) == names and suspects.index.equals(data.train.index) and truth.index.equals(suspects.index)
+    pd.testing.assert_frame_equal(run()[0], suspects)
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1 # found again by what it is made of
-    known = known_facts(frame, suspects.assign(self_influence=1.))
+    known = known_facts(data.frame, suspects.assign(self_influence=1.))
     assert known.index.equals(suspects.index) and known.notna().all(axis=None)
 
 def test_retrainings_are_kept(data, tmp_path, monkeypatch):
-    frame, store = data.frame, data.store
-    halves = random_subsets((frame.split == 'train').sum(), 2)
+    halves = random_subsets(len(data.train), 2)
     monkeypatch.setenv('LOKY_MAX_CPU_COUNT', '1')
-    losses = subset_losses(Data(frame, store), RECIPE, halves, [0, 1], tmp_path)
-    assert losses.shape == (2, 2, (frame.split == 'validation').sum(), 14) and np.isfinite(losses).all()
+    losses = subset_losses(data, RECIPE, halves, [0, 1], tmp_path)
+    assert losses.shape == (2, 2, len(data.validation), 14) and np.isfinite(losses).all()
     assert len({losses[a, b].sum() for a in range(2) for b in range(2)}) == 4 == len(list(tmp_path.glob('*.parquet')))
     def never(*_, **__): raise AssertionError('trained again')
-    monkeypatch.setattr(evidence, 'fit', never)
-    np.testing.assert_array_equal(subset_losses(Data(frame, store), RECIPE, halves, [0, 1], tmp_path), losses)
-    with pytest.raises(AssertionError): retrain(Data(frame, store), RECIPE, 0, 'test', tmp_path)
+    monkeypatch.setattr(retraining, 'fit', never)
+    np.testing.assert_array_equal(subset_losses(data, RECIPE, halves, [0, 1], tmp_path), losses)
+    with pytest.raises(AssertionError): retraining.retrain(data, RECIPE, 0, data.rows('test'), tmp_path)

@@ -1,4 +1,4 @@
-"The rivals: their laws, KNN-Shapley by its definition, what is kept, and every refusal in one sentence."
+"Data valuation methods: their laws, KNN-Shapley by its definition, what is kept, and every refusal in one sentence."
 import itertools, json, os, subprocess, sys
 
 import numpy as np
@@ -6,17 +6,18 @@ import pandas as pd
 import pytest, torch
 from conftest import sentence
 
-from cxr_influence.evidence.valuations import valuations as baselines
-from cxr_influence.evidence.valuations import (VALUATIONS, _neighbour_agreement, aum,
-    average_ranks, el2n, forgetting, gradient_norms, _head_inputs, knn_shapley, label_quality,
-    _margins, cross_validated_probabilities, patient_folds, _scale_logits, standardised_loss,
-    label_error_scores, _training_logits, _targets_of, valuations)
-from cxr_influence.data.batches import Data, batches
-from cxr_influence.training.checkpoints import list_checkpoints
+from cxr_influence.data.batches import batches
 from cxr_influence.data.labels import FINDINGS
+from cxr_influence.training.checkpoints import list_checkpoints
 from cxr_influence.training.networks import _head_name, make_model
 from cxr_influence.attribution.scoring import influence
 from cxr_influence.attribution.tracin import self_influence
+from cxr_influence.evidence import retraining
+from cxr_influence.evidence import valuations as methods
+from cxr_influence.evidence.valuations import (VALUATIONS, _margins, _neighbour_agreement,
+    _patient_folds, _scale_logits, _targets_of, _training_logits, aum, average_ranks,
+    cross_validated_probabilities, el2n, forgetting, gradient_norms, knn_shapley,
+    label_error_scores, label_quality, last_layer_features, standardised_loss, valuations)
 
 CHEAP = ['random', 'loss', 'worst_loss', 'standardised_loss', 'el2n', 'aum', 'forgetting', 'knn_shapley']
 
@@ -25,9 +26,8 @@ def rng(): return np.random.default_rng()
 
 @pytest.fixture(scope='module')
 def all_of_them(data, checkpoints, tmp_path_factory):
-    frame, store = data.frame, data.store
     out = tmp_path_factory.mktemp('valuations')
-    return valuations(checkpoints, Data(frame, store), out, folds=2, device='cpu'), out
+    return valuations(checkpoints, data, out, VALUATIONS.index, folds=2, device='cpu'), out
 
 def course(rng, checkpoints=5, n=30): return rng.normal(size=(checkpoints, n, 14)), (rng.random((n, 14)) < .3).astype('float32')
 
@@ -36,7 +36,7 @@ def with_gaps(rng, targets): return np.where(rng.random(targets.shape) < .2, np.
 # The history
 
 def by_hand(z, y):
-    "AUM, forgetting and EL2N of one image, finding by finding, as their definitions say."
+    "AUM, forgetting and EL2N of one image, finding by finding, by their definitions."
     known = [k for k in range(14) if not np.isnan(y[k])]
     signed = {k: [(1 if y[k] else -1) * step for step in z[:, k]] for k in known}
     events = 0
@@ -59,7 +59,7 @@ def test_history_valuations_do_not_depend_on_the_findings_order(rng):
     for value in [aum, forgetting, el2n]: np.testing.assert_allclose(value(z[:, :, order], y[:, order]), value(z, y))
     assert np.array_equal(_margins(z, 1 - y), -_margins(z, y))
 
-def test_a_flipped_label_is_never_less_suspected_where_the_model_is_right(rng):
+def test_a_flipped_label_never_scores_lower_where_the_model_is_right(rng):
     _, y = course(rng)
     z, k = 3 * (2 * y - 1)[None].repeat(4, 0), rng.integers(14)
     wrong = y.copy()
@@ -86,32 +86,30 @@ def test_scaling_keeps_order_and_meets_the_frequencies(rng):
     for k in range(14): assert np.array_equal(z[0, :, k].argsort(), scaled[0, :, k].argsort())
 
 def test_logits_are_the_checkpoints_and_resume_one_by_one(data, checkpoints, tmp_path, monkeypatch):
-    frame, store = data.frame, data.store
-    rows, seen = np.flatnonzero(frame.split == 'train'), []
-    found = _training_logits(checkpoints, Data(frame, store), tmp_path, 'cpu')
-    x, _, _ = next(batches(Data(frame, store), rows, 1000))
+    rows, seen = data.rows('train'), []
+    found = _training_logits(checkpoints, data, tmp_path, 'cpu')
+    x, _, _ = next(batches(data, rows, 1000))
     for z, checkpoint in zip(found, list_checkpoints(checkpoints), strict=True):
         with torch.no_grad(): np.testing.assert_allclose(z, checkpoint.model()(x).numpy(), rtol=1e-3, atol=1e-4)
     (tmp_path/'epoch_002.parquet').unlink()
-    before = baselines.predict
-    monkeypatch.setattr(baselines, 'predict', lambda *given: seen.append(given) or before(*given))
-    assert np.array_equal(_training_logits(checkpoints, Data(frame, store), tmp_path, 'cpu'), found) and len(seen) == 1
-    other = frame.assign(Hernia=1 - frame.Hernia)
-    _training_logits(checkpoints, Data(other, store), tmp_path, 'cpu') # other labels, other key
+    before = methods.predict
+    monkeypatch.setattr(methods, 'predict', lambda *given: seen.append(given) or before(*given))
+    assert np.array_equal(_training_logits(checkpoints, data, tmp_path, 'cpu'), found) and len(seen) == 1
+    other = data.frame.assign(Hernia=1 - data.frame.Hernia)
+    _training_logits(checkpoints, data.with_frame(other), tmp_path, 'cpu') # other labels, other key
     assert len(seen) == 3 and not list(tmp_path.glob('*.part'))
 
 # Gradients
 
 def test_gradient_lengths_are_roots_of_squares_and_are_shared_with_influence(data, checkpoints, tmp_path, monkeypatch):
-    frame, store = data.frame, data.store
-    rows = np.flatnonzero(frame.split == 'train')
-    found = gradient_norms(checkpoints, Data(frame, store), tmp_path, 2, 'cpu').grand
-    x, y, _ = next(batches(Data(frame, store), rows, 1000))
+    rows = data.rows('train')
+    found = gradient_norms(checkpoints, data, tmp_path, 2, 'cpu').grand
+    x, y, _ = next(batches(data, rows, 1000))
     expected = np.mean([self_influence(c.model(), c.loss(), x, y).sqrt().numpy() for c in list_checkpoints(checkpoints)], axis=0)
     np.testing.assert_allclose(found, expected, rtol=2e-3)
-    monkeypatch.setattr('cxr_influence.scoring.score_rows', lambda *_: pytest.fail('scored twice'))
-    scores = influence(checkpoints, Data(frame, store), tmp_path/'influence.csv', device='cpu')
-    assert scores.index.equals(frame.index[rows])
+    monkeypatch.setattr('cxr_influence.attribution.scoring._score_rows', lambda *_: pytest.fail('scored twice'))
+    scores = influence(checkpoints, data, tmp_path/'influence.csv', device='cpu')
+    assert scores.index.equals(data.train.index)
 
 # Confident learning
 
@@ -121,38 +119,37 @@ def test_folds_keep_patients_whole_and_deal_every_image(rng):
     frame['patient'], frame['split'] = rng.integers(0, n // 3, n), 'train'
     frame.loc[frame.patient % 5 == 0, 'split'] = 'validation'
     for folds in [2, 5]:
-        numbers = pd.Series(patient_folds(frame, folds, seed=int(rng.integers(99))), frame.index)
+        numbers = pd.Series(_patient_folds(frame, folds, seed=int(rng.integers(99))), frame.index)
         assert (numbers[frame.split != 'train'] == -1).all() and set(numbers[frame.split == 'train']) == set(range(folds))
         assert (numbers.groupby(frame.patient).nunique() == 1).all()
         assert numbers[numbers >= 0].value_counts().max() < 1.5 * numbers[numbers >= 0].value_counts().min()
-    assert not np.array_equal(patient_folds(frame, 5, 0), patient_folds(frame, 5, 1))
-    assert 'folds is 1: give 2 to' in sentence(patient_folds, frame, 1)
-    assert 'number of training patients' in sentence(patient_folds, frame, 10**6)
+    assert not np.array_equal(_patient_folds(frame, 5, 0), _patient_folds(frame, 5, 1))
+    assert 'folds is 1: give 2 to' in sentence(_patient_folds, frame, 1)
+    assert 'number of training patients' in sentence(_patient_folds, frame, 10**6)
 
 def test_a_fold_is_predicted_by_a_model_that_had_none_of_its_patients(data, checkpoints, tmp_path, monkeypatch):
-    frame, store = data.frame, data.store
-    trained, before = [], baselines.fit
-    def watched(part, *given, **settings):
-        trained.append((part, settings))
+    trained, before, frame = [], retraining.fit, data.frame
+    def watched(part, folder, recipe, seed, *given, **settings):
+        trained.append((part.frame, recipe, seed))
         if len(trained) == 2: raise KeyboardInterrupt
-        return before(part, *given, **settings)
-    monkeypatch.setattr(baselines, 'fit', watched)
-    with pytest.raises(KeyboardInterrupt): cross_validated_probabilities(checkpoints, Data(frame, store), tmp_path, 2, device='cpu')
-    found = cross_validated_probabilities(checkpoints, Data(frame, store), tmp_path, 2, device='cpu') # the first fold is there
-    assert len(trained) == 3 and found.index.equals(frame.index[frame.split == 'train']) and found.notna().all().all()
-    numbers, facts = patient_folds(frame, 2), list_checkpoints(checkpoints)[0].facts
-    for number, (part, settings) in zip([0, 1], [trained[0], trained[2]]):
+        return before(part, folder, recipe, seed, *given, **settings)
+    monkeypatch.setattr(retraining, 'fit', watched)
+    with pytest.raises(KeyboardInterrupt): cross_validated_probabilities(checkpoints, data, tmp_path, 2, device='cpu')
+    found = cross_validated_probabilities(checkpoints, data, tmp_path, 2, device='cpu') # the first fold is there
+    assert len(trained) == 3 and found.index.equals(data.train.index) and found.notna().all().all()
+    numbers, facts = _patient_folds(frame, 2), list_checkpoints(checkpoints)[0].facts
+    for number, (part, recipe, seed) in zip([0, 1], [trained[0], trained[2]]):
         held_out = numbers == number
         assert (part.split[held_out] == 'unused').all() and (part.split[~held_out] == frame.split[~held_out]).all()
         assert not set(part.patient[part.split == 'train']) & set(frame.patient[held_out])
-        assert settings['loss'].settings() == facts['loss'] and settings['epochs'] == facts['epochs'] and settings['seed'] == facts['seed']
+        assert recipe.loss.settings() == facts['loss'] and recipe.epochs == facts['epochs'] and seed == facts['seed']
     assert not [path for path in tmp_path.iterdir() if path.is_dir()] # the folds' checkpoints are gone
-    assert cross_validated_probabilities(checkpoints, Data(frame, store), tmp_path, 2, device='cpu').equals(found) and len(trained) == 3
+    assert cross_validated_probabilities(checkpoints, data, tmp_path, 2, device='cpu').equals(found) and len(trained) == 3
 
-def test_a_checkpoint_that_does_not_say_how_it_was_trained(data, checkpoints):
+def test_a_checkpoint_that_does_not_state_how_it_was_trained(data, checkpoints):
     checkpoint = list_checkpoints(checkpoints)[0]
     del checkpoint.facts['peak_learning_rate']
-    assert 'peak_learning_rate' in sentence(baselines._recipe_of, checkpoint)
+    assert 'learning_rate' in sentence(checkpoint.recipe)
 
 def test_label_quality_is_the_probability_of_the_label(rng):
     p, y = rng.random((40, 14)), (rng.random((40, 14)) < .3).astype('float32')
@@ -200,22 +197,20 @@ def test_knn_values_add_up_do_not_depend_on_blocks_and_move_with_the_images(rng)
     np.testing.assert_allclose(same, 1 / 100) # all right, and more places than images
 
 @pytest.mark.parametrize('backbone', ['densenet_small', 'resnet18', 'mobilenet_v3_small'])
-def test_head_inputs_are_what_the_head_turns_into_logits(data, backbone):
-    frame, store = data.frame, data.store
+def testlast_layer_features_are_what_the_head_turns_into_logits(data, backbone):
     model = make_model(backbone, image_size=64).eval()
-    features, head = _head_inputs(model, Data(frame, store), [3, 0, 7]), model.get_submodule(_head_name(model))
-    x, _, _ = next(batches(Data(frame, store), [3, 0, 7]))
+    features, head = last_layer_features(model, data, [3, 0, 7]), model.get_submodule(_head_name(model))
+    x, _, _ = next(batches(data, [3, 0, 7]))
     with torch.no_grad(): torch.testing.assert_close(head(features), model(x), rtol=1e-3, atol=1e-3)
     assert not head._forward_hooks
 
 # All of them
 
 def test_one_table_of_all_training_images(data, checkpoints, all_of_them):
-    frame, store = data.frame, data.store
     table, out = all_of_them
-    assert list(table) == list(VALUATIONS.index) and table.index.equals(frame.index[frame.split == 'train']) and table.index.name == 'image'
+    assert list(table) == list(VALUATIONS.index) and table.index.equals(data.train.index) and table.index.name == 'image'
     assert np.isfinite(table).all().all() and (table.drop(columns='forgetting').nunique() == len(table)).all()
-    scores, targets = pd.read_parquet(out/'influence.parquet'), torch.tensor(_targets_of(frame))
+    scores, targets = pd.read_parquet(out/'influence.parquet'), torch.tensor(_targets_of(data.frame))
     for name in ['influence', 'cosine', 'optimiser_aware', 'self_influence']: pd.testing.assert_series_equal(table[name], scores[name])
     assert (table.worst_influence == scores[[f'influence_{f}' for f in FINDINGS]].min(axis=1)).all()
     np.testing.assert_allclose(table.loss, scores.loss, rtol=1e-3)
@@ -223,42 +218,50 @@ def test_one_table_of_all_training_images(data, checkpoints, all_of_them):
     assert json.loads((out/'last_layer.json').read_text())['layers'] == 'classifier'
     pd.testing.assert_frame_equal(pd.read_csv(out/'valuations.csv', index_col='image'), table)
     facts = json.loads((out/'valuations.json').read_text())
-    assert facts['folds'] == 2 and facts['early'] == 1 and set(' '.join(facts['seconds']).split()) == set(table)
+    assert facts['folds'] == 2 and facts['early'] == 1
+    assert {name for part in facts['seconds'] for name in part['valuations']} == set(table)
 
 def test_a_second_call_computes_nothing(data, checkpoints, all_of_them, monkeypatch):
-    frame, store = data.frame, data.store
     table, out = all_of_them
-    for name in ['fit', 'predict', 'knn_shapley']: monkeypatch.setattr(baselines, name, lambda *_, **__: pytest.fail('computed twice'))
-    monkeypatch.setattr('cxr_influence.scoring.score_rows', lambda *_: pytest.fail('scored twice'))
-    pd.testing.assert_frame_equal(valuations(checkpoints, Data(frame, store), out, folds=2, device='cpu'), table)
+    for module, name in [(retraining, 'fit'), (methods, 'predict'), (methods, 'knn_shapley')]:
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail('computed twice'))
+    monkeypatch.setattr('cxr_influence.attribution.scoring._score_rows', lambda *_: pytest.fail('scored twice'))
+    pd.testing.assert_frame_equal(valuations(checkpoints, data, out, VALUATIONS.index, folds=2, device='cpu'), table)
 
 def test_names_choose_columns_and_only_their_work(data, checkpoints, all_of_them, tmp_path, monkeypatch):
-    frame, store = data.frame, data.store
-    monkeypatch.setattr(baselines, 'fit', lambda *_, **__: pytest.fail('trained for nothing'))
-    monkeypatch.setattr(baselines, 'influence', lambda *_, **__: pytest.fail('scored for nothing'))
-    some = valuations(checkpoints, Data(frame, store), tmp_path, names=CHEAP[::-1], device='cpu')
+    monkeypatch.setattr(retraining, 'fit', lambda *_, **__: pytest.fail('trained for nothing'))
+    monkeypatch.setattr(methods, 'influence', lambda *_, **__: pytest.fail('scored for nothing'))
+    some = valuations(checkpoints, data, tmp_path, names=CHEAP[::-1], device='cpu')
     pd.testing.assert_frame_equal(some, all_of_them[0][CHEAP], rtol=1e-4)
-    one = valuations(checkpoints, Data(frame, store), tmp_path, names='random', seed=5, device='cpu')
+    one = valuations(checkpoints, data, tmp_path, names='random', seed=5, device='cpu')
     assert list(one) == ['random'] and not one.random.equals(some.random)
 
-def test_refusals_are_one_sentence(data, checkpoints, tmp_path):
-    frame, store = data.frame, data.store
-    def said(**settings): return sentence(valuations, checkpoints, store, frame, tmp_path, **settings)
-    assert 'No valuation beauty' in said(names=['beauty']) and 'last_layer' in said(names=['beauty'])
-    assert 'early is 3: give 1 to 2' in said(early=3) and 'early is 0' in said(early=0)
-    assert 'neighbours is 0' in said(neighbours=0)
-    assert 'folds is 1' in said(names=['confident'], folds=1)
-    assert 'No valuation is named' in said(names=[])
-    assert 'No checkpoints' in sentence(valuations, tmp_path/'none', store, frame, tmp_path)
-    other = frame.assign(Hernia=1 - frame.Hernia)
-    assert 'trained on other images' in sentence(valuations, checkpoints, store, other, tmp_path)
+def test_default_is_the_eight_of_the_table(data, checkpoints, all_of_them):
+    table, out = all_of_them
+    names = list(VALUATIONS.index[VALUATIONS.default])
+    assert len(names) == 8 and 'random' in names
+    pd.testing.assert_frame_equal(valuations(checkpoints, data, out, folds=2, device='cpu'), table[names])
+    valuations(checkpoints, data, out, VALUATIONS.index, folds=2, device='cpu') # the folder is as it was
 
-def test_suspicion_turns_and_ranks_average(all_of_them, rng):
+def test_refusals_are_one_sentence(data, checkpoints, tmp_path):
+    def said(**settings): return sentence(valuations, checkpoints, data, tmp_path, **settings)
+    def early(count): return sentence(gradient_norms, checkpoints, data, tmp_path, count)
+    assert 'no valuation method beauty' in said(names=['beauty']) and 'last_layer' in said(names=['beauty'])
+    assert 'early is 3: give 1 to 2' in early(3) and 'early is 0' in early(0)
+    x, y = torch.randn(5, 3), torch.ones(5, 14)
+    assert 'neighbours is 0' in sentence(knn_shapley, x, y, x, y, 0)
+    assert 'folds is 1' in said(names=['confident'], folds=1)
+    assert 'No valuation method is named' in said(names=[])
+    assert 'No checkpoints' in sentence(valuations, tmp_path/'none', data, tmp_path)
+    other = data.with_frame(data.frame.assign(Hernia=1 - data.frame.Hernia))
+    assert 'trained on other images' in sentence(valuations, checkpoints, other, tmp_path)
+
+def test_label_error_scores_turn_and_ranks_average(all_of_them, rng):
     table, _ = all_of_them
     turned = label_error_scores(table)
-    high = VALUATIONS.suspect == 'high'
+    high = VALUATIONS.label_errors == 'high'
     assert turned.loc[:, high].equals(table.loc[:, high]) and (turned.loc[:, ~high] == -table.loc[:, ~high]).all().all()
-    assert 'No valuation hat' in sentence(label_error_scores, table.assign(hat=0))
+    assert 'no valuation method hat' in sentence(label_error_scores, table.assign(hat=0))
     other = table.sample(frac=1, random_state=int(rng.integers(99))).set_axis(table.index)
     assert average_ranks([table]).equals(table.rank())
     pd.testing.assert_frame_equal(average_ranks([table, other]), (table.rank() + other.rank()) / 2)
@@ -269,12 +272,11 @@ def test_suspicion_turns_and_ranks_average(all_of_them, rng):
 
 SCRIPT = '''
 import sys
-from cxr_influence.baselines import valuations
-from cxr_influence.batches import open_data
+from cxr_influence.data.batches import load_data
+from cxr_influence.evidence.valuations import VALUATIONS, valuations
 if __name__ == '__main__':
     root, checkpoints, out = sys.argv[1:]
-    frame, store = open_data(root, 64)
-    valuations(checkpoints, store, frame, out, folds=2, device='cpu')
+    valuations(checkpoints, load_data(root, 64), out, VALUATIONS.index, folds=2, device='cpu')
 '''
 
 def test_two_processes_value_as_one(phantom, checkpoints, all_of_them, tmp_path):
