@@ -1,7 +1,5 @@
 "Bad input is answered in one sentence that names it, and leaves nothing half-written."
 import json, shutil
-import numpy as np
-import pandas as pd
 import pytest
 
 from conftest import refused
