@@ -1,13 +1,11 @@
 "Bad input is answered in one sentence that names it, and leaves nothing half-written."
 import json, shutil
-import numpy as np
-import pandas as pd
 import pytest
 
 from conftest import refused
 from cxr_influence.training.checkpoints import Recipe
 from cxr_influence.data.nih import read_nih
-from cxr_influence.data.batches import Data, load_data
+from cxr_influence.data.batches import load_data
 from cxr_influence.data.store import open_store
 from cxr_influence.data.labels import encode_labels
 from cxr_influence.training.networks import make_model
@@ -42,7 +40,7 @@ def test_a_label_that_nobody_knows(copy):
     with refused("Unknown finding 'No Findings'"): read_nih(copy)
     with refused("Unknown finding 'Masss'"): encode_labels('Mass|Masss')
 
-def test_a_patient_in_two_roles(copy):
+def test_a_patient_in_two_splits(copy):
     frame = read_nih(copy)
     patient = frame.patient[frame.split == 'train'].value_counts().index[0]
     names = frame.index[frame.patient == patient]
@@ -64,7 +62,6 @@ def test_settings_that_make_no_sense(data, tmp_path, phantom):
     assert not [path for path in tmp_path.iterdir() if path.suffix != '.lock']
 
 def test_checkpoints_that_are_missing_or_of_another_model(data, checkpoints, tmp_path):
-    frame, store = data.frame, data.store
     with refused('No checkpoints in', 'cxr_baseline'): list_checkpoints(tmp_path)
     copy = shutil.copytree(checkpoints, tmp_path/'checkpoints')
     path = copy/'epoch_002/checkpoint.json'
@@ -73,7 +70,7 @@ def test_checkpoints_that_are_missing_or_of_another_model(data, checkpoints, tmp
                           ({'findings': ['Cat', 'Dog']}, ['other findings']), ({'data': 'f' * 12}, ['trained on other images']),
                           ({'image_size': 128}, ['trained at 128 pixels'])]:
         path.write_text(json.dumps(facts | change))
-        with refused(*words): influence(copy, Data(frame, store), tmp_path/'scores/influence.csv', device='cpu')
+        with refused(*words): influence(copy, data, tmp_path/'scores/influence.csv', device='cpu')
     path.write_text(json.dumps({name: value for name, value in facts.items() if name != 'learning_rate'}))
     with refused('does not say learning_rate'): Checkpoint(copy/'epoch_002')
     path.write_text('{')

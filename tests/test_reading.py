@@ -1,4 +1,4 @@
-"NIH's tables and lists: every blemish is mended and reported, every fault is one sentence, and nothing else is ever raised."
+"NIH's tables and lists: every flaw is repaired and reported, every error is one sentence, and nothing else is ever raised."
 import shutil
 
 import numpy as np
@@ -32,7 +32,7 @@ def written(folder, text):
     TABLE.replace('OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]', 'OriginalImageWidth,OriginalImageHeight,OriginalImagePixelSpacing_x,OriginalImagePixelSpacing_y'),
     TABLE.replace('Image Index', ' Image Index ')],
     ids=['box', 'windows', 'no last line end', 'byte order mark', 'empty lines', 'comma at each end', 'comma at rows', 'sex', 'ages', 'sample', 'blanks'])
-def test_blemishes_change_nothing(tmp_path, text):
+def test_flaws_change_nothing(tmp_path, text):
     frame = read_table(written(tmp_path, text))
     pd.testing.assert_frame_equal(frame, read_table(written(tmp_path, TABLE)))
     assert list(frame.age) == [57, 58, 80, 81] and list(frame.sex) == list('MMFF') and list(frame.patient) == [1, 1, 2, 3]
@@ -48,10 +48,10 @@ BAD_ROWS = { # a row in place of the last one -> words of the sentence
     '00000003_000.png,Hernia,0,4,81,F,PA,1,1,1,1': ['patient that contradicts its name', 'row 5'],
     '00000003_000.png,Hernia,0,three,81,F,PA,1,1,1,1': ['patient that is not a whole number', 'row 5'],
     '00000003_000.png,Hernia,,3,81,F,PA,1,1,1,1': ['follow-up that is not a whole number', 'row 5'],
-    '../../etc/passwd,Hernia,0,3,81,F,PA,1,1,1,1': ['no plain file name', '../../etc/passwd'],
-    '/etc/passwd,Hernia,0,3,81,F,PA,1,1,1,1': ['no plain file name', '/etc/passwd'],
-    'C:\\images\\1.png,Hernia,0,3,81,F,PA,1,1,1,1': ['no plain file name', 'row 5'],
-    '..,Hernia,0,3,81,F,PA,1,1,1,1': ['no plain file name', 'row 5'],
+    '../../etc/passwd,Hernia,0,3,81,F,PA,1,1,1,1': ['not a plain file name', '../../etc/passwd'],
+    '/etc/passwd,Hernia,0,3,81,F,PA,1,1,1,1': ['not a plain file name', '/etc/passwd'],
+    'C:\\images\\1.png,Hernia,0,3,81,F,PA,1,1,1,1': ['not a plain file name', 'row 5'],
+    '..,Hernia,0,3,81,F,PA,1,1,1,1': ['not a plain file name', 'row 5'],
     ROWS[0]: ['comes a second time', 'row 5', '00000001_000.png'],
     '00000003_000.png,Hernia,0': ['too few columns', 'row 5']}
 
@@ -72,7 +72,7 @@ def test_a_row_that_cannot_be_used(tmp_path, row):
     (TABLE + 'a,b,c,d,e,f,g,h,i,j,k,l,m\n').encode(): ['line 6'],
     TABLE.replace('Patient Gender', 'Patient Sex').replace('Follow-up #', 'Patient Gender').encode(): ['Patient Gender'],
 }.items(), ids=['empty', 'blank', 'utf-16', 'latin-1', 'html', 'png', 'ten columns', 'a long row', 'two sexes'])
-def test_a_file_that_is_no_table(tmp_path, content, words):
+def test_a_file_that_is_not_a_table(tmp_path, content, words):
     path = written(tmp_path, content)
     for on_error in ['raise', 'skip']:
         said = sentence(read_table, path, on_error)
@@ -180,9 +180,9 @@ def test_a_subset_keeps_patients_and_prevalence(real):
     assert not read_nih(real, n=300, seed=1).index.equals(read_nih(real, n=300).index)
     assert 'at least 30' in sentence(take_patients, frame, 3)
 
-def test_versions_are_told_by_their_counts():
+def test_versions_are_identified_by_their_counts():
     from cxr_influence.data.nih import _PUBLISHED_COUNTS
-    for version, counts in PUBLISHED_COUNTS.items():
+    for version, counts in _PUBLISHED_COUNTS.items():
         labels = pd.DataFrame(np.arange(112_120)[:, None] < counts.to_numpy(), columns=list(FINDINGS)).astype('float32')
         assert f'version of {version}' in _table_version(labels)
         labels.loc[0, 'Hernia'] = 0
@@ -193,6 +193,6 @@ def test_archives_not_unpacked_and_a_second_table_are_mentioned(copy):
     shutil.copy(copy/'Data_Entry_2017_v2020.csv', copy/'Data_Entry_2017.csv')
     assert row(read_nih(copy), 'Data_Entry_2017.csv', 'skipped')
     shutil.rmtree(copy/'images')
-    assert 'where are they' in sentence(read_nih, copy)
+    assert 'give the folder that holds them' in sentence(read_nih, copy)
     (copy/'images_001.tar.gz').write_bytes(b'')
     assert 'unpack images_001.tar.gz' in sentence(read_nih, copy)

@@ -22,7 +22,7 @@ def test_every_row_of_nihs_table_is_read(real):
     assert labels.sum().astype(int).to_dict() == PUBLISHED and (labels.sum(axis=1) == 0).sum() == 60_361
     assert (table.age.notna() & table.age.between(0, 95)).all() and set(table.sex) == {'M', 'F'} and set(table['view']) == {'PA', 'AP'}
 
-def test_the_official_lists_are_kept_and_no_patient_has_two_roles(real):
+def test_the_official_lists_are_kept_and_no_patient_is_in_two_splits(real):
     frame, lists = read_nih(real), read_lists(find_files(real))
     assert len(lists['train_val']) == 86_524 and len(lists['test']) == 25_596
     assert set(frame.index[frame.split == 'test']) == set(lists['test']) & set(frame.index)

@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from conftest import sentence
 from cxr_influence.training.checkpoints import Recipe
-from cxr_influence.data import store as images
-from cxr_influence.data.batches import Data, batches, load_data, _pixels_on, _without_skipped
-from cxr_influence.data.nih import fingerprint, read_nih
-from cxr_influence.data.store import decode, open_store, read_image, verify_store
+from cxr_influence.data import store as stores
+from cxr_influence.data.batches import batches, load_data, _pixels_on, _without_skipped
+from cxr_influence.data.nih import read_nih
+from cxr_influence.data.images import read_image
+from cxr_influence.data.store import decode, open_store, verify_store
 from cxr_influence.data.files import InputError
 from cxr_influence.training.checkpoints import list_checkpoints
 from cxr_influence.training.loop import fit
@@ -94,7 +95,7 @@ def test_files_that_are_no_radiographs(tmp_path, monkeypatch):
     for name, (content, word) in bad.items():
         if content is not None: (tmp_path/name).write_bytes(content)
         said = sentence(read_image, tmp_path/name, 32)
-        assert name in said and word in said and 'cannot be decoded' in said and 'fetch it again' in said
+        assert name in said and word in said and 'cannot be decoded' in said and 'download it again' in said
     (tmp_path/'folder.png').mkdir()
     assert 'folder.png cannot be decoded' in sentence(read_image, tmp_path/'folder.png', 32)
     assert 'nowhere.png' in sentence(read_image, tmp_path/'nowhere.png', 32)
@@ -129,12 +130,12 @@ def wanted(phantom, tmp_path_factory):
     return frame, decode(frame, phantom, SIZE, tmp_path_factory.mktemp('wanted')/'store')
 
 def slowly(frame, root, out): # blocks of 8, some milliseconds an image
-    images.read_image, plain = (lambda path, size: (time.sleep(.004), plain(path, size))[1]), images.read_image
+    stores.read_image, plain = (lambda path, size: (time.sleep(.004), plain(path, size))[1]), stores.read_image
     decode(frame, root, SIZE, out)
 
-def test_killed_at_any_moment_it_goes_on_and_ends_in_the_same_bytes(phantom, wanted, tmp_path, monkeypatch):
+def test_killed_at_any_moment_it_resumes_and_ends_in_the_same_bytes(phantom, wanted, tmp_path, monkeypatch):
     frame, expected = wanted
-    monkeypatch.setattr(images, '_BLOCK_BYTES', SIZE**2 * 8) # eight images
+    monkeypatch.setattr(stores, '_BLOCK_BYTES', SIZE**2 * 8) # eight images
     rng, out, seen = random.Random(os.urandom(8)), tmp_path/'store', []
     for _ in range(20):
         process = in_child(slowly, frame, phantom, out)
@@ -150,16 +151,16 @@ def test_killed_at_any_moment_it_goes_on_and_ends_in_the_same_bytes(phantom, wan
     assert sorted(path.name for path in tmp_path.iterdir()) == ['.store.lock', 'store']
 
 def stop_at(name, after, frame, root, out):
-    step = getattr(images, name)
+    step = getattr(stores, name)
     def stopped(*arguments):
-        if name == 'publish' and not (arguments[0]/'store.json').exists(): return step(*arguments) # the one at the beginning
+        if name == '_publish_store' and not (arguments[0]/'store.json').exists(): return step(*arguments) # the one at the beginning
         if after: step(*arguments)
         os._exit(9)
-    setattr(images, name, stopped)
+    setattr(stores, name, stopped)
     decode(frame, root, 64, out)
 
 @pytest.mark.parametrize('after', [False, True])
-@pytest.mark.parametrize('name', ['prepare', 'take_over', 'fill', 'seal', 'publish'])
+@pytest.mark.parametrize('name', ['_prepare', '_take_over', '_fill_rows', '_seal', '_publish_store'])
 def test_killed_between_steps_while_an_older_store_is_replaced(copy, tmp_path, name, after):
     frame, out = read_nih(copy), tmp_path/'store'
     decode(frame, copy, 64, out)
@@ -177,18 +178,18 @@ def test_a_kill_between_the_two_renames(copy, tmp_path):
     shutil.copytree(expected.folder, tmp_path/'store.old')
     assert same(decode(frame, copy, 64, out), expected) and not list(tmp_path.glob('store.*'))
 
-def test_a_journal_is_only_believed_where_the_pixels_agree(copy, tmp_path, monkeypatch):
+def test_a_journal_counts_only_where_the_pixels_agree(copy, tmp_path, monkeypatch):
     frame, out, part = read_nih(copy), tmp_path/'store', tmp_path/'store.part'
     expected = decode(frame, copy, 64, tmp_path/'fresh')
-    monkeypatch.setattr(images, '_seal', lambda *_: (_ for _ in ()).throw(InputError('stopped')))
+    monkeypatch.setattr(stores, '_seal', lambda *_: (_ for _ in ()).throw(InputError('stopped')))
     sentence(decode, frame, copy, 64, out)
     monkeypatch.undo()
     journal = (part/'journal.csv').read_text()
     assert journal.count('\n') == len(frame) + 1
-    with images._PixelFile(part/'pixels.npy') as rows: rows[11] = bytes(64 * 64) # a page that never reached the disk
+    with stores._PixelFile(part/'pixels.npy') as rows: rows[11] = bytes(64 * 64) # a page that never reached the disk
     (part/'journal.csv').write_text(journal[:-7]) # a line cut short
     calls = []
-    monkeypatch.setattr(images, 'read_image', lambda path, size: (calls.append(Path(path).name), read_image(path, size))[1])
+    monkeypatch.setattr(stores, 'read_image', lambda path, size: (calls.append(Path(path).name), read_image(path, size))[1])
     assert same(decode(frame, copy, 64, out), expected) and sorted(calls) == sorted([frame.index[11], frame.index[-1]])
 
 def test_two_processes_at_once_make_one_store(phantom, tmp_path):
@@ -199,18 +200,18 @@ def test_two_processes_at_once_make_one_store(phantom, tmp_path):
     assert same(open_store(out), decode(frame, phantom, 64, tmp_path/'alone'))
 
 def test_the_number_of_threads_changes_nothing(phantom, tmp_path, monkeypatch):
-    frame, stores = read_nih(phantom), []
+    frame, made = read_nih(phantom), []
     for threads in [1, 7]:
-        monkeypatch.setattr(images, 'cpu_count', lambda: threads)
-        stores.append(decode(frame, phantom, 64, tmp_path/f'{threads}'))
-    assert same(*stores) and (stores[0].folder/'images.csv').read_bytes() == (stores[1].folder/'images.csv').read_bytes()
+        monkeypatch.setattr(stores, 'cpu_count', lambda: threads)
+        made.append(decode(frame, phantom, 64, tmp_path/f'{threads}'))
+    assert same(*made) and (made[0].folder/'images.csv').read_bytes() == (made[1].folder/'images.csv').read_bytes()
 
 # --- changes and damage ---
 
 @pytest.fixture
 def counted(monkeypatch):
     calls = []
-    monkeypatch.setattr(images, 'read_image', lambda path, size: (calls.append(Path(path).name), read_image(path, size))[1])
+    monkeypatch.setattr(stores, 'read_image', lambda path, size: (calls.append(Path(path).name), read_image(path, size))[1])
     return calls
 
 def test_only_what_changed_is_decoded_again(copy, tmp_path, counted):
@@ -247,7 +248,7 @@ def test_skipping_lists_what_was_left_out_and_is_undone(copy, tmp_path, counted)
     assert frame.index[3] in sentence(decode, frame, copy, 64, out) # asked to raise, it does, and keeps the store
     assert same(open_store(out), store)
     (copy/'images'/frame.index[3]).write_bytes(kept[0])
-    assert list(decode(frame, copy, 64, out, on_error='skip').skipped) == [frame.index[77]] # one is mended
+    assert list(decode(frame, copy, 64, out, on_error='skip').skipped) == [frame.index[77]] # one is repaired
     (copy/'images'/frame.index[77]).write_bytes(kept[1])
     counted.clear()
     assert same(decode(frame, copy, 64, out), decode(frame, copy, 64, tmp_path/'fresh')) and len(counted) <= len(frame) + 4
@@ -262,14 +263,14 @@ def test_names_that_look_like_numbers_or_nothing(tmp_path):
     for _ in range(2): store = decode(frame, tmp_path, 32, tmp_path/'store/store')
     assert list(store.names) == names and store.pixels[0].max() > store.pixels[1].max() > store.pixels[4].max()
 
-def test_open_data_can_skip(copy, tmp_path):
+def test_load_data_can_skip(copy, tmp_path):
     frame = read_nih(copy)
     (copy/'images'/frame.index[3]).write_bytes(b'')
     sentence(load_data, copy, 64, tmp_path/'stores')
-    fewer, store = load_data(copy, 64, tmp_path/'stores', on_error='skip')
-    assert store.names.equals(fewer.index) and len(fewer) == len(frame) - 1
-    assert 'unreadable' in repr(fewer.attrs['report'])
-    assert sum(len(i) for _, _, i in batches(Data(fewer, store), np.arange(len(fewer)))) == len(fewer)
+    fewer = load_data(copy, 64, tmp_path/'stores', on_error='skip')
+    assert fewer.store.names.equals(fewer.frame.index) and len(fewer) == len(frame) - 1
+    assert 'unreadable' in repr(fewer.report)
+    assert sum(len(i) for _, _, i in batches(fewer, np.arange(len(fewer)))) == len(fewer)
 
 def test_absent_images_and_links_to_nowhere(copy, tmp_path):
     frame = read_nih(copy)
@@ -283,7 +284,7 @@ def test_absent_images_and_links_to_nowhere(copy, tmp_path):
     assert f'{frame.index[9]} cannot be decoded' in sentence(decode, frame, copy, 64, tmp_path/'store')
 
 @pytest.mark.parametrize('damage', ['pixels cut', 'pixels gone', 'index edited', 'json cut', 'json of another', 'a row changed'])
-def test_damage_is_noticed_and_mended(copy, tmp_path, damage):
+def test_damage_is_noticed_and_repaired(copy, tmp_path, damage):
     frame, out = read_nih(copy), tmp_path/'store'
     expected = decode(frame, copy, 64, tmp_path/'fresh')
     decode(frame, copy, 64, out)
@@ -293,7 +294,7 @@ def test_damage_is_noticed_and_mended(copy, tmp_path, damage):
     if damage == 'json cut': os.truncate(out/'store.json', 20)
     if damage == 'json of another': (out/'store.json').write_text(json.dumps({'size': 64, 'images': 3, 'index_sha256': '', 'skipped': {}}))
     if damage == 'a row changed':
-        with images._PixelFile(out/'pixels.npy') as rows: rows[5] = bytes(64 * 64)
+        with stores._PixelFile(out/'pixels.npy') as rows: rows[5] = bytes(64 * 64)
         assert frame.index[5] in sentence(verify_store, open_store(out))
         shutil.rmtree(out)
     else: assert 'damaged' in sentence(lambda: open_store(out).names)
@@ -305,15 +306,15 @@ def test_a_full_disk_keeps_what_is_decoded(phantom, tmp_path, monkeypatch):
     frame, out = read_nih(phantom), tmp_path/'store'
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(images.shutil, 'disk_usage', lambda path: usage._replace(free=100_000))
+        patch.setattr(stores.shutil, 'disk_usage', lambda path: usage._replace(free=100_000))
         assert 'GB are free' in sentence(decode, frame, phantom, 64, out)
-    monkeypatch.setattr(images, '_BLOCK_BYTES', 64**2 * 8)
-    append, count = images._append_journal, iter(range(10))
+    monkeypatch.setattr(stores, '_BLOCK_BYTES', 64**2 * 8)
+    append, count = stores._append_journal, iter(range(10))
     def full(part, lines):
         if next(count) == 3: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         append(part, lines)
     with monkeypatch.context() as patch:
-        patch.setattr(images, '_append_journal', full)
+        patch.setattr(stores, '_append_journal', full)
         said = sentence(decode, frame, phantom, 64, out)
         assert 'No space left' in said and str(out) in said and 'kept' in said
     assert len((tmp_path/'store.part/journal.csv').read_text().splitlines()) == 25
@@ -332,18 +333,18 @@ def test_opening_reads_almost_nothing(phantom, tmp_path, monkeypatch):
     assert len(open_store(tmp_path/'store')) == len(store) # neither the index nor a pixel is read
 
 def test_a_part_of_the_patients_is_read_again_as_it_was_trained(phantom, tmp_path):
-    frame, store = load_data(phantom, 64, tmp_path/'stores', n=60)
-    fit(Data(frame, store), tmp_path/'run', Recipe('densenet_small', epochs=1, batch_size=16), device='cpu')
+    data = load_data(phantom, 64, tmp_path/'stores', n=60)
+    fit(data, tmp_path/'run', Recipe('densenet_small', epochs=1, batch_size=16), device='cpu')
     facts = list_checkpoints(tmp_path/'run')[0].facts
-    again, _ = load_data(facts['root'], facts['image_size'], tmp_path/'stores', **facts['reading'])
-    assert len(again) < len(read_nih(phantom)) and fingerprint(again) == facts['data'] == fingerprint(frame)
+    again = load_data(facts['root'], facts['image_size'], tmp_path/'stores', **facts['reading'])
+    assert len(again) < len(read_nih(phantom)) and again.fingerprint == facts['data'] == data.fingerprint
 
 def test_the_store_goes_to_a_device_that_has_room(phantom, tmp_path, monkeypatch):
     store = decode(read_nih(phantom), phantom, 64, tmp_path/'store')
     device = torch.device('meta') # stands for an accelerator: it has a name and holds nothing
     assert _pixels_on(store, device).device.type == 'cpu' and store.__dict__.pop('held')
-    monkeypatch.setattr('cxr_influence.batches.free_bytes', lambda device: 3 * store.pixels.nbytes)
+    monkeypatch.setattr('cxr_influence.data.batches._free_bytes', lambda device: 3 * store.pixels.nbytes)
     assert _pixels_on(store, device).device == device and _pixels_on(store, device) is _pixels_on(store, device)
-    monkeypatch.setattr('cxr_influence.batches.free_bytes', lambda device: 2 * store.pixels.nbytes - 1)
+    monkeypatch.setattr('cxr_influence.data.batches._free_bytes', lambda device: 2 * store.pixels.nbytes - 1)
     store.__dict__.pop('held')
     assert _pixels_on(store, device).device.type == 'cpu'
