@@ -7,8 +7,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from conftest import refused
 from cxr_influence.data.labels import FINDINGS
-from cxr_influence.training.losses import (LOSSES, FocalLoss, class_weights, focal_loss,
-    training_loss)
+from cxr_influence.training.losses import LOSSES, FocalLoss, class_weights, focal_loss, training_loss
 
 def inputs(fresh, dtype=torch.float64): return (torch.randn(50, 14, generator=fresh, dtype=dtype) * 5,
                                                 (torch.rand(50, 14, generator=fresh) < .3).to(dtype))
@@ -43,7 +42,7 @@ def test_loss_gradient_and_forward_derivative_are_finite_and_agree(fresh, dtype,
 
 @pytest.mark.parametrize('name', LOSSES)
 def test_a_named_loss_is_made_again_from_its_settings(data, name, fresh):
-    frame, _ = data
+    frame = data.frame
     loss = training_loss(name, frame)
     logits, targets = inputs(fresh, torch.float32)
     targets[3, 4] = float('nan')
@@ -60,4 +59,4 @@ def test_class_weights_balance_what_they_do_not_clamp(fresh):
 def test_settings_that_make_no_sense(data):
     with refused('gamma is -1'): FocalLoss(gamma=-1)
     with refused('label_smoothing is 1'): FocalLoss(label_smoothing=1)
-    with refused('hinge', 'weighted_bce'): training_loss('hinge', data[0])
+    with refused('hinge', 'weighted_bce'): training_loss('hinge', data.frame)

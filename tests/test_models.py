@@ -5,13 +5,12 @@ import pytest, torch, torchvision
 from safetensors.torch import save_file
 
 from conftest import refused
-from cxr_influence.training.checkpoints import Recipe
-from cxr_influence.data.batches import Data, MEAN, STD
+from cxr_influence.data.batches import MEAN, STD
 from cxr_influence.data.labels import FINDINGS
-from cxr_influence.training.networks import (_check_image_size, densenet_small, _fit_names,
-    _known_weights, list_backbones, make_model, _make_network)
-from cxr_influence.training.loop import fit
-from cxr_influence.training.checkpoints import best_checkpoint
+from cxr_influence.training.checkpoints import Recipe, best_checkpoint
+from cxr_influence.training.networks import (_check_image_size, _densenet_small, _fit_names, _known_weights,
+                                             _make_network, list_backbones, make_model)
+from cxr_influence.training.resume import fit
 
 @pytest.mark.parametrize('backbone', list_backbones())
 def test_every_backbone_has_fourteen_outputs_at_224(backbone):
@@ -23,10 +22,9 @@ def test_every_backbone_has_fourteen_outputs_at_224(backbone):
 
 @pytest.mark.parametrize('backbone', ['resnet18', 'efficientnet_b0', 'convnext_tiny', 'vit_b_16', 'swin_t'])
 def test_one_of_each_family_trains_and_comes_back(data, tmp_path, backbone):
-    frame, store = data.frame, data.store
-    fit(Data(frame, store), tmp_path/'run', Recipe(backbone, epochs=1, batch_size=44), device='cpu')
+    fit(data, tmp_path/'run', Recipe(backbone, epochs=1, batch_size=44), device='cpu')
     model = best_checkpoint(tmp_path/'run').model()
-    assert model(torch.randn(2, 3, store.size, store.size)).shape == (2, 14)
+    assert model(torch.randn(2, 3, data.store.size, data.store.size)).shape == (2, 14)
 
 def test_sizes_that_a_network_cannot_take(data, tmp_path):
     with refused('vit_b_16', '100 pixels', 'use 224'): _check_image_size('vit_b_16', 100)
@@ -38,7 +36,7 @@ def test_sizes_that_a_network_cannot_take(data, tmp_path):
 @pytest.fixture
 def state():
     torch.manual_seed(torch.seed() % 2**32)
-    return {name: torch.randn_like(tensor) if tensor.is_floating_point() else tensor for name, tensor in densenet_small().state_dict().items()}
+    return {name: torch.randn_like(tensor) if tensor.is_floating_point() else tensor for name, tensor in _densenet_small().state_dict().items()}
 
 @pytest.mark.parametrize('write', ['safetensors', 'pth', 'state_dict', 'module', 'folder'])
 def test_a_file_is_read_in_all_its_forms(state, tmp_path, write):
@@ -80,11 +78,13 @@ def test_a_transformer_takes_weights_of_another_size(tmp_path):
     model = make_model('vit_b_32', tmp_path/'vit.pth', image_size=96)
     assert model.eval()(torch.randn(1, 3, 96, 96)).shape == (1, 14)
 
-def test_a_model_of_torchxrayvision_says_the_same_here(monkeypatch):
+def test_a_model_of_torchxrayvision_computes_the_same_here(monkeypatch):
     xrv = pytest.importorskip('torchxrayvision')
     theirs = xrv.models.DenseNet(num_classes=18).eval()
     for module in theirs.modules():
-        if isinstance(module, torch.nn.BatchNorm2d): module.running_mean.normal_(); module.running_var.uniform_(.5, 2)
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(.5, 2)
     theirs.targets = [name.replace('Hernia', '') for name in xrv.datasets.default_pathologies]
     monkeypatch.setattr(xrv.models, 'DenseNet', lambda weights: theirs)
     ours = make_model('densenet121', 'xrv:densenet121-res224-all', seed=3)
