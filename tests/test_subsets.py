@@ -10,20 +10,21 @@ import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
 from conftest import refused
-from cxr_influence.training.checkpoints import Recipe
-from cxr_influence.data.batches import Data
-from cxr_influence.evidence import subsets
+from cxr_influence.data.files import InputError
+from cxr_influence.data.labels import FINDINGS
+from cxr_influence.evidence import retraining, subsets
+from cxr_influence.evidence.comparison import (_KEYS, _minus, _weighted_ece, _weighted_f1,
+    compare, compressibility, plot_differences, plot_finding_differences, plot_subsets,
+    redundancy, subset_draws, verdict)
+from cxr_influence.evidence.subsets import (_FRACTIONS, _LABELS, MODES, RULES, _budget_epochs,
+    _evaluate_logits, _nearest_count, _retraining_name, _subset_logits, kept_images,
+    read_scores, run_subsets, subset_grid)
+from cxr_influence.measures.calibration import calibration_error
+from cxr_influence.measures.intervals import percentile_interval, seed_means
 from cxr_influence.training.checkpoints import best_checkpoint, list_checkpoints
 from cxr_influence.training.evaluation import evaluate_checkpoint
-from cxr_influence.measures.intervals import percentile_interval, seed_means
-from cxr_influence.data.labels import FINDINGS
-from cxr_influence.data.files import InputError
+from cxr_influence.training.loop import fit
 from cxr_influence.training.losses import training_loss
-from cxr_influence.measures.calibration import calibration_error
-from cxr_influence.evidence.subsets import (_FRACTIONS, _KEYS, _LABELS, MODES, RULES,
-    _budget_epochs, compare, compressibility, kept_images, _keep_best, _minus, _nearest_count,
-    read_scores, redundancy, _retrain_and_evaluate, _retraining_name, run_subsets, subset_draws,
-    subset_grid, verdict, _weighted_ece, _weighted_f1)
 
 @pytest.fixture
 def rng(): return np.random.default_rng()
@@ -143,65 +144,68 @@ def test_equal_steps_are_as_many_steps(rng):
 def baseline(checkpoints): return list_checkpoints(checkpoints)[0]
 
 @pytest.fixture(scope='module')
-def train(data): return data[0].index[data[0].split == 'train']
+def train(data): return data.train.index
 
 def test_a_name_says_all_that_went_in(baseline, train):
     names = {_retraining_name(kept, baseline, seed, epochs) for kept, seed, epochs in product([train, train[1:]], [0, 1], [2, 3])}
     assert len(names) == 8
-    assert _retraining_name(train, baseline, 0) == _retraining_name(train[::-1], baseline, np.int64(0), 2)
+    assert _retraining_name(train, baseline, 0, 2) == _retraining_name(train[::-1], baseline, np.int64(0), 2)
 
 def test_a_retraining_follows_the_recipe_with_the_weights_of_all(data, baseline, train, tmp_path, monkeypatch):
-    frame, store = data.frame, data.store
-    kept = train[frame.loc[train, 'Infiltration'] == 0][:20]
-    row, probabilities = _retrain_and_evaluate(kept, baseline, Data(frame, store), 5, 'cpu', 3, tmp_path/'run')
-    assert (row['images'], row['epochs'], row['steps']) == (20, 3, 6)
-    facts = best_checkpoint(tmp_path/'run').facts
-    assert facts['loss'] == baseline.facts['loss'] and facts['seed'] == 5 and facts['epoch'] == row['best_epoch']
-    part = frame.assign(split=frame.split.mask((frame.split == 'train') & ~frame.index.isin(kept), 'unused'))
-    assert not training_loss('focal', part).class_weights.equal(baseline.loss().class_weights)
+    kept, runs = train[data.frame.loc[train, 'Infiltration'] == 0][:20], []
+    def watched(part, folder, *rest, **options):
+        history = fit(part, folder, *rest, **options)
+        runs.append((part, best_checkpoint(folder).facts, len(list_checkpoints(folder))))
+        return history
+    monkeypatch.setattr(retraining, 'fit', watched)
+    logits = _subset_logits(baseline, data, kept, 5, 3, tmp_path/'logits', 'cpu')
+    (part, facts, checkpoints), = runs
+    assert part.train.index.equals(kept) and part.test.equals(data.test) and checkpoints <= 2
+    assert facts['loss'] == baseline.facts['loss'] and facts['seed'] == 5 and facts['epochs'] == 3
+    assert facts['epoch'] == logits.attrs['epoch']
+    assert not training_loss('focal', part.frame).class_weights.equal(baseline.loss().class_weights)
     assert all(facts[name] == baseline.facts[name] for name in ('batch_size', 'peak_learning_rate', 'weight_decay', 'warmup', 'clip'))
-    assert probabilities.index.equals(frame.index[frame.split == 'test'])
+    assert set(logits.index) == {*data.validation.index, *data.test.index}
 
-def test_the_test_images_are_read_once_and_thresholds_are_from_validation(data, baseline, train, monkeypatch):
-    frame, store = data.frame, data.store
+def test_a_row_states_what_was_trained(data, baseline, train, tmp_path):
+    assert subsets._retrain_subset(tmp_path/'one', baseline, data, train[:20], 5, 3) is None
+    row = json.loads((tmp_path/'one.json').read_text())
+    assert (row['images'], row['epochs'], row['steps']) == (20, 3, 6) and row['best_epoch'] in (1, 2, 3)
+    assert pd.read_parquet(tmp_path/'one.parquet').index.equals(data.test.index)
+
+def test_the_test_images_are_read_once_and_thresholds_are_from_validation(data, baseline, train, tmp_path, monkeypatch):
     seen = []
-    def spy(checkpoint, data:Data, device=None):
-        seen.append(data.frame)
-        return evaluate_checkpoint(checkpoint, data, device)
-    monkeypatch.setattr(subsets, 'evaluate_checkpoint', spy)
-    monkeypatch.setattr(subsets, 'fit', lambda frame, store, out, *a, **k: (seen.append('fit'), fit_again(frame, store, out, *a, **k)))
-    from cxr_influence.training.loop import fit as fit_again
-    row, _ = _retrain_and_evaluate(train[:24], baseline, Data(frame, store), 1, 'cpu')
-    assert seen[0] == 'fit' and len(seen) == 2
-    assert (seen[1].split == 'train').sum() == 24 and (seen[1].split == 'validation').equals(frame.split == 'validation')
+    monkeypatch.setattr(subsets, 'evaluate', lambda *given: (seen.append(given), subsets_evaluate(*given))[1])
+    from cxr_influence.measures.results import evaluate as subsets_evaluate
+    logits = _subset_logits(baseline, data, train[:24], 1, 2, tmp_path, 'cpu')
+    row, probabilities = _evaluate_logits(logits, data)
+    assert len(seen) == 1 and len(seen[0][0]) == len(data.test)
+    other = logits.copy()
+    other.loc[data.test.index] *= -1 # what test images look like decides neither scaling nor thresholds
+    again, _ = _evaluate_logits(other, data)
     assert {f'threshold_{finding}' for finding in FINDINGS} <= set(row)
+    assert all(again[f'threshold_{finding}'] == row[f'threshold_{finding}'] for finding in FINDINGS)
+    assert probabilities.index.equals(data.test.index)
 
-def test_all_images_with_the_same_seed_are_the_baseline(data, baseline, train, checkpoints, monkeypatch):
-    frame, store = data.frame, data.store
-    monkeypatch.setattr(subsets, 'fit', lambda *a, **k: pytest.fail('trained again'))
-    row, probabilities = _retrain_and_evaluate(train, baseline, Data(frame, store), 0, 'cpu')
-    evaluation = evaluate_checkpoint(best_checkpoint(checkpoints), Data(frame, store), 'cpu')
-    assert row['auroc'] == evaluation.table.auroc['macro'] and probabilities.equals(evaluation.probabilities)
-
-def test_only_the_best_and_the_last_checkpoint_stay(data, tmp_path):
-    from cxr_influence.training.loop import fit
-    frame, store = data.frame, data.store
-    for folder, after in [('all', None), ('few', lambda _: _keep_best(tmp_path/'few'))]:
-        fit(Data(frame, store), tmp_path/folder, Recipe('densenet_small', epochs=5, batch_size=64), device='cpu', after_epoch=after)
-    best = best_checkpoint(tmp_path/'all')
-    assert best_checkpoint(tmp_path/'few').facts['epoch'] == best.facts['epoch']
-    assert {c.facts['epoch'] for c in list_checkpoints(tmp_path/'few')} == {best.facts['epoch'], 5}
+def test_all_images_with_the_same_seed_are_the_baseline(data, baseline, train, checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr(subsets, 'retrain', lambda *a, **k: pytest.fail('trained again'))
+    logits = _subset_logits(baseline, data, train, 0, baseline.facts['epochs'], tmp_path, 'cpu')
+    row, probabilities = _evaluate_logits(logits, data)
+    evaluation = evaluate_checkpoint(best_checkpoint(checkpoints), data, 'cpu')
+    macro = evaluation.table.loc['macro']
+    for name in ['auroc', 'auroc_low', 'auroc_high', 'auprc', 'f1', 'ece']: np.testing.assert_allclose(row[name], macro[name], atol=1e-5)
+    np.testing.assert_allclose(probabilities, evaluation.probabilities, atol=1e-5)
+    np.testing.assert_allclose([row[f'threshold_{finding}'] for finding in FINDINGS], evaluation.thresholds, atol=1e-5)
 
 @pytest.fixture(scope='module')
 def small_grid(data, train):
     scores = pd.Series(np.random.default_rng(0).normal(size=len(train)), train, name='influence')
-    return subset_grid(scores, data[0], {'remove': [.6], 'select': [.4]}, ['top', 'bottom', 'random'], [0, 1])
+    return subset_grid(scores, data.frame, {'remove': [.6], 'select': [.4]}, ['top', 'bottom', 'random'], [0, 1])
 
 @pytest.fixture(scope='module')
 def sweep(data, small_grid, checkpoints, tmp_path_factory):
     out = tmp_path_factory.mktemp('sweep')
-    frame, store = data.frame, data.store
-    with ThreadPoolExecutor(1) as executor: rows = run_subsets(small_grid, checkpoints, Data(frame, store), 'epochs', out, executor)
+    with ThreadPoolExecutor(1) as executor: rows = run_subsets(checkpoints, data, small_grid, out, 'epochs', executor)
     return rows, out
 
 def test_a_sweep_has_a_row_a_retraining_and_shares_equal_ones(sweep, small_grid):
@@ -211,19 +215,20 @@ def test_a_sweep_has_a_row_a_retraining_and_shares_equal_ones(sweep, small_grid)
     same = rows.set_index(_LABELS).retrained
     assert same['influence', 'remove', 'bottom', .6, 0] == same['influence', 'select', 'top', .4, 0]
     assert len(list(out.glob('*.json'))) == len(list(out.glob('*.parquet'))) == rows.retrained.nunique() < len(rows)
-    assert not [path for path in out.iterdir() if path.suffix not in ('.json', '.parquet')]
+    assert not [path for path in out.iterdir() if path.suffix not in ('.json', '.parquet', '') or path.name == '.error']
+    assert not [path for path in (out/'logits').iterdir() if path.is_dir()]
 
 def test_it_does_nothing_twice(sweep, small_grid, data, checkpoints, monkeypatch):
     rows, out = sweep
     monkeypatch.setattr(subsets, '_retrain_all', lambda *a: pytest.fail('retrained'))
-    assert run_subsets(small_grid, checkpoints, Data(data[0], data[1]), 'epochs', out).equals(rows)
+    assert run_subsets(checkpoints, data, small_grid, out, 'epochs').equals(rows)
 
 def test_steps_are_other_runs_but_for_all_images(sweep, small_grid, data, checkpoints, monkeypatch):
     rows, out = sweep
     wanted = []
     def note(jobs, *rest): wanted.append(jobs); raise InputError('enough')
     monkeypatch.setattr(subsets, '_retrain_all', note)
-    with refused('enough'): run_subsets(small_grid, checkpoints, Data(data[0], data[1]), 'steps', out)
+    with refused('enough'): run_subsets(checkpoints, data, small_grid, out, 'steps')
     jobs, = wanted
     assert 'all' not in set(jobs.rule) and (jobs.epochs > 2).all() and jobs.index.is_unique
 
@@ -231,7 +236,7 @@ def test_processes_give_the_same_as_a_thread(sweep, small_grid, data, checkpoint
     rows, _ = sweep
     part = small_grid[small_grid.rule == 'random'][:1].reset_index(drop=True)
     with ProcessPoolExecutor(1, subsets_context()) as executor:
-        again = run_subsets(part, checkpoints, Data(data[0], data[1]), 'epochs', tmp_path, executor)
+        again = run_subsets(checkpoints, data, part, tmp_path, 'epochs', executor)
     before = part[_LABELS].merge(rows, on=_LABELS)
     np.testing.assert_allclose(again.auroc, before.auroc, atol=1e-6)
 
@@ -242,44 +247,47 @@ def subsets_context():
 def test_one_that_fails_names_itself_and_the_others_are_kept(small_grid, data, checkpoints, tmp_path):
     grid = small_grid[small_grid.rule == 'random'].copy()
     grid['kept'] = [kept[:1] if i == 1 else kept[:20] for i, kept in enumerate(grid.kept)]
-    frame, store = data.frame, data.store
     with ThreadPoolExecutor(1) as executor:
         with refused('1 of 3 retrainings failed', 'chance, remove random 0.6, seed 1', '1 training images', '.error'):
-            run_subsets(grid[:3], checkpoints, Data(frame, store), 'epochs', tmp_path, executor)
+            run_subsets(checkpoints, data, grid[:3], tmp_path, 'epochs', executor)
     assert len(list(tmp_path.glob('*.json'))) == 2 and 'Traceback' in next(tmp_path.glob('*.error')).read_text()
     grid.iat[1, grid.columns.get_loc('kept')] = grid.kept.iloc[0]
-    with ThreadPoolExecutor(1) as executor: assert len(run_subsets(grid[:2], checkpoints, Data(frame, store), 'epochs', tmp_path, executor)) == 2
+    with ThreadPoolExecutor(1) as executor: assert len(run_subsets(checkpoints, data, grid[:2], tmp_path, 'epochs', executor)) == 2
 
 SWEEP = '''
 import sys
 import pandas as pd
-from cxr_influence.data import read_nih
-from cxr_influence.images import open_store
-from cxr_influence.subsets import run_subsets, subset_grid
+from cxr_influence.data.batches import Data
+from cxr_influence.data.nih import read_nih
+from cxr_influence.data.store import decode
+from cxr_influence.evidence.subsets import run_subsets, subset_grid
 root, store, checkpoints, out = sys.argv[1:]
 frame = read_nih(root)
-train = frame.index[frame.split == 'train']
-grid = subset_grid(pd.Series(range(len(train)), train, name='influence'), frame, {'remove': [.2, .5]}, ['top', 'bottom', 'random'], [0])
-rows = run_subsets(grid, checkpoints, open_store(store), frame, 'epochs', out)
+data = Data(frame, decode(frame, root, 64, store))
+train = data.train.index
+scores = pd.Series(range(len(train)), train, name='influence')
+grid = subset_grid(scores, frame, {'remove': [.2, .5]}, ['top', 'bottom', 'random'], [0])
+rows = run_subsets(checkpoints, data, grid, out)
 print(len(rows), rows.auroc.notna().all())
 '''
 
-def test_two_sweeps_that_meet_train_once(tmp_path, monkeypatch):
+def test_two_sweeps_that_meet_train_once(data, baseline, train, tmp_path, monkeypatch):
     seen = []
-    def slow(*arguments, folder):
-        seen.append(folder)
+    def slow(*arguments, **options):
+        seen.append(arguments)
         time.sleep(.5)
-        return {'auroc': .5}, pd.DataFrame({'Effusion': [.1]})
-    monkeypatch.setattr(subsets, '_retrain_and_evaluate', slow)
-    with ThreadPoolExecutor(3) as pool: done = list(pool.map(lambda _: subsets._retrain_into(tmp_path/'one', None), range(3)))
-    assert len(seen) == 1 and done == [(tmp_path/'one', None)] * 3
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['one.json', 'one.parquet']
+        return fit(*arguments, **options)
+    monkeypatch.setattr(retraining, 'fit', slow)
+    call = tmp_path/'one', baseline, data, train[:20], 1, 1
+    with ThreadPoolExecutor(3) as pool: done = list(pool.map(lambda _: subsets._retrain_subset(*call), range(3)))
+    assert len(seen) == 1 and done == [None] * 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['logits', 'one.json', 'one.parquet']
 
 def test_a_killed_sweep_goes_on(phantom, data, checkpoints, tmp_path):
     script, out = tmp_path/'sweep.py', tmp_path/'out'
     script.write_text(SWEEP)
-    command = [sys.executable, str(script), *map(str, [phantom, data[1].folder, checkpoints, out])]
-    environment = {name: value for name, value in os.environ.items() if name != 'TQDM_DISABLE'} | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(subsets.__file__).parents[1])} # the bar is looked at
+    command = [sys.executable, str(script), *map(str, [phantom, data.store.folder, checkpoints, out])]
+    environment = {name: value for name, value in os.environ.items() if name != 'TQDM_DISABLE'} | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(subsets.__file__).parents[2])} # the bar is looked at
     process = subprocess.Popen(command, start_new_session=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120
     while len(list(out.glob('*.json'))) < 3 and process.poll() is None and time.monotonic() < until: time.sleep(.02)
@@ -290,13 +298,13 @@ def test_a_killed_sweep_goes_on(phantom, data, checkpoints, tmp_path):
     again = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert again.stdout.split() == ['7', 'True'], again.stderr
     assert {path: path.stat().st_mtime_ns for path in done} == done and len(list(out.glob('*.json'))) == 7
-    assert 'retraining' in again.stderr and f'of {7 - len(done)} retrainings' in again.stderr
+    assert 'retrainings' in again.stderr and f'of {7 - len(done)} retrainings' in again.stderr
 
 def test_a_killed_process_is_told_in_a_sentence(small_grid, data, checkpoints, tmp_path, monkeypatch):
     from concurrent.futures.process import BrokenProcessPool
-    def broken(calls, executor): raise BrokenProcessPool('gone'); yield
-    monkeypatch.setattr(subsets, '_as_they_end', broken)
-    with refused('was killed', '0 of', 'goes on from there'): run_subsets(small_grid, checkpoints, Data(data[0], data[1]), retrained=tmp_path)
+    def broken(function, calls, executor): raise BrokenProcessPool('gone'); yield
+    monkeypatch.setattr(retraining, '_as_they_end', broken)
+    with refused('was killed', '0 of', 'to resume'): run_subsets(checkpoints, data, small_grid, tmp_path)
 
 def test_weighted_metrics_are_those_of_repeated_images(rng):
     target, probability = (rng.random(80) < .4).astype(float), rng.random(80)
@@ -308,12 +316,12 @@ def test_weighted_metrics_are_those_of_repeated_images(rng):
 def test_draws_begin_with_the_rows(sweep, data):
     rows, _ = sweep
     for metric in ['auroc', 'f1', 'ece']:
-        draws = subset_draws(rows, data[0], metric, 20)
+        draws = subset_draws(rows, data.frame, metric, 20)
         np.testing.assert_allclose(draws['macro'][0], rows[metric], atol=1e-5)
         if metric == 'auroc':
             known = rows[[f'auroc_{finding}' for finding in FINDINGS]].to_numpy(float)
             np.testing.assert_allclose(draws.xs(0, axis=1, level='resample')[list(FINDINGS)], known, atol=1e-6)
-    with refused("metric 'loss'"): subset_draws(rows, data[0], 'loss')
+    with refused("metric 'loss'"): subset_draws(rows, data.frame, 'loss')
 
 def made_draws(rng, gains, seeds=3, resamples=300, noise=0.):
     "Draws of made-up AUROC: `gains` is {(valuation, mode, rule, fraction): AUROC}."
@@ -333,7 +341,7 @@ def test_differences_are_paired_by_patient_and_seed(rng):
     assert np.allclose(table.loc['top', ['difference', 'low', 'high', 'spread']].astype(float), [-.05, -.05, -.05, 0])
     assert np.isnan(table.low['random']) and np.isnan(table.low['all']) and np.isclose(table.value['all'], .81)
     assert np.allclose(compare(draws, 'all').set_index('rule').difference[['top', 'random']], [-.1, -.05])
-    with refused("rival 'best'"): _minus(draws, 'best')
+    with refused("reference 'best'"): _minus(draws, 'best')
 
 def test_without_a_partner_there_is_no_difference(rng):
     draws = made_draws(rng, {ALL: .8, ('influence', 'remove', 'top', .3): .7, ('chance', 'select', 'random', .3): .75})
@@ -397,13 +405,11 @@ def test_a_cluster_of_dask_gives_the_same(sweep, small_grid, data, checkpoints, 
     distributed = pytest.importorskip('distributed')
     part, rows = small_grid[small_grid.rule == 'random'][:1].reset_index(drop=True), sweep[0]
     with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster, distributed.Client(cluster) as client:
-        again = run_subsets(part, checkpoints, Data(data[0], data[1]), 'epochs', tmp_path, client.get_executor())
+        again = run_subsets(checkpoints, data, part, tmp_path, 'epochs', client.get_executor())
     np.testing.assert_allclose(again.auroc, part[_LABELS].merge(rows, on=_LABELS).auroc, atol=1e-6)
 
 def test_figures_take_what_the_tables_are(sweep, data):
-    from cxr_influence.evidence.figures import (plot_differences, plot_finding_differences,
-        plot_subsets)
-    rows, (frame, _) = sweep[0], data
+    rows, frame = sweep[0], data.frame
     rows = rows[rows['mode'] != 'select']
     draws = subset_draws(rows, frame, resamples=20)
     positives = frame.loc[frame.split == 'train', list(FINDINGS)].sum()
