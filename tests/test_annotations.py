@@ -1,4 +1,4 @@
-"What people saw: NIH's boxes, the adjudicated labels of Google and RSNA, and how NIH's labels agree with them."
+"NIH's boxes, the adjudicated labels of Google and RSNA, and how NIH's labels agree with them."
 import importlib.util, json, subprocess, sys
 from fractions import Fraction
 from math import sqrt
@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from cxr_influence.data.annotations import (_BOX_NAMES, COUNTERPARTS, _SIDES,
-    radiologist_agreement, box_map, _join_answers, join_google, join_rsna, _nih_says,
-    _proportion, read_boxes, _read_rsna_names, _read_rsna_normal, shipped_split)
+    radiologist_agreement, box_map, _join_answers, join_google, join_rsna, _nih_answer,
+    _proportion, read_boxes, _read_rsna_names, _read_rsna_normal, shipped_table)
 from cxr_influence.data.nih import TABLE_NAMES, find_files, find_file, read_lists, read_table
 from cxr_influence.data.labels import FINDINGS, encode_all
 from cxr_influence.data.files import InputError
@@ -57,8 +57,8 @@ def test_a_header_alone_is_no_boxes(folder):
 
 @pytest.mark.parametrize('right, wrong, said', [
     ('Cardiomegaly', 'Heart', 'line 2 .*Heart.* unknown finding'), ('Infiltrate', '', 'line 3 .* unknown finding'),
-    ('320.5', 'left', 'line 2 .* number that is none'), (',480,480,', ',,480,', 'line 2 .* number that is none'),
-    (',1024,768', ',1024', 'line 3 .* number that is none'), ('320.5', 'nan', 'line 2 .* number that is none'),
+    ('320.5', 'left', 'line 2 .* not a number'), (',480,480,', ',,480,', 'line 2 .* not a number'),
+    (',1024,768', ',1024', 'line 3 .* not a number'), ('320.5', 'nan', 'line 2 .* not a number'),
     ('320.5', '-1', 'line 2 .* outside'), ('320.5', '600', 'line 2 .* outside'), ('1024,768', '1024,769', 'line 3 .* outside'),
     ('320.5', 'inf', 'line 2 .* outside'), ('480,320', '480,0', 'line 2 .* no area'), ('1024,768', '-5,768', 'line 3 .* no area'),
     ('00000001_000.png', '', 'line 2 .* no image'), ('Bbox [x', 'left', r"lacks the columns \['Bbox \[x'\]"),
@@ -135,7 +135,7 @@ def test_rsnas_readings_are_joined_through_its_key(tmp_path):
 @needs_xrv
 def test_rsnas_names_cannot_be_told_from_what_is_shipped(real):
     table = pd.read_csv(find_file(find_files(real), TABLE_NAMES))
-    header = pd.read_csv(shipped_split('kaggle_stage_2_train_images_dicom_headers.csv.gz'))
+    header = pd.read_csv(shipped_table('kaggle_stage_2_train_images_dicom_headers.csv.gz'))
     ours = zip(table['Patient Age'], table['Patient Gender'], table['View Position'], table['OriginalImagePixelSpacing[x'].round(3))
     theirs = zip(header.PatientAge, header.PatientSex, header.ViewPosition, header.PixelSpacing.round(3))
     candidates = pd.Series(list(theirs)).map(pd.Series(list(ours)).value_counts())
@@ -159,12 +159,12 @@ def test_wrong_classes_are_named(tmp_path, text):
 
 def test_without_torchxrayvision_one_sentence_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-    for call in [lambda: shipped_split('x.csv'), lambda: join_google(made_frame()), lambda: join_rsna(made_frame(), tmp_path/'names.json')]:
+    for call in [lambda: shipped_table('x.csv'), lambda: join_google(made_frame()), lambda: join_rsna(made_frame(), tmp_path/'names.json')]:
         with pytest.raises(InputError, match='pip install torchxrayvision'): call()
 
 @needs_xrv
 def test_torchxrayvision_is_read_and_not_imported():
-    code = ('import sys, pandas as pd; from cxr_influence.annotations import join_google; '
+    code = ('import sys, pandas as pd; from cxr_influence.data.annotations import join_google; '
             'join_google(pd.DataFrame(index=["a.png"])); sys.exit("torchxrayvision" in sys.modules)')
     assert subprocess.run([sys.executable, '-c', code]).returncode == 0
 
@@ -195,31 +195,32 @@ def test_agreement_is_what_counting_by_hand_gives():
     assert len(table) == 3 * len(COUNTERPARTS)
     for (answer, split), row in table.iterrows():
         counted = by_hand(frame[frame.split == split], answer, COUNTERPARTS[answer])
-        np.testing.assert_allclose(row[['images', 'seen', 'labelled', 'PPV', 'sensitivity', 'disagree']].astype(float),
-                                   [float(c) for c in counted])
+        found = row.images, row.tp + row.fn, row.tp + row.fp, row.PPV, row.sensitivity, row.disagreement
+        np.testing.assert_allclose([float(f) for f in found], [float(c) for c in counted])
+        assert row.images == row[['tn', 'fp', 'fn', 'tp']].sum()
 
 @needs_xrv
 def test_nihs_labels_against_googles_readers(full):
     read = join_google(full)
     table = radiologist_agreement(read)
-    assert table.loc[('google_Pneumothorax', 'test'), ['PPV', 'sensitivity', 'disagree']].astype(float).round(3).tolist() == [.485, .497, .102]
+    assert table.loc[('google_Pneumothorax', 'test'), ['PPV', 'sensitivity', 'disagreement']].astype(float).round(3).tolist() == [.485, .497, .102]
     for (answer, split), row in table.iterrows():
         known = read[(read.split == split) & read[answer].notna()]
-        assert (row.images, row.seen, row.labelled) == by_hand(known, answer, COUNTERPARTS[answer])[:3]
+        assert (row.images, row.tp + row.fn, row.tp + row.fp) == by_hand(known, answer, COUNTERPARTS[answer])[:3]
 
 def test_a_question_without_labels_asks_for_none_of_them():
     frame = encode_all(pd.Series(['No Finding', 'Hernia', 'Mass|Nodule']))
-    assert _nih_says(frame, ()).tolist() == [1, 0, 0] and _nih_says(frame, ('Nodule', 'Mass')).tolist() == [0, 0, 1]
-    with pytest.raises(InputError, match='Unknown finding'): _nih_says(frame, ('Infiltrate',))
+    assert _nih_answer(frame, ()).tolist() == [1, 0, 0] and _nih_answer(frame, ('Nodule', 'Mass')).tolist() == [0, 0, 1]
+    with pytest.raises(InputError, match='Unknown finding'): _nih_answer(frame, ('Infiltrate',))
     frame.loc[0, 'Mass'] = np.nan
-    assert np.isnan(_nih_says(frame, ())[0]) and _nih_says(frame, ('Hernia',)).tolist() == [0, 1, 0]
+    assert np.isnan(_nih_answer(frame, ())[0]) and _nih_answer(frame, ('Hernia',)).tolist() == [0, 1, 0]
 
 def test_nothing_seen_or_labelled_has_no_share():
     frame = encode_all(pd.Series(['Mass', 'No Finding'])).assign(split='test', google_Pneumothorax=[0., 0.])
     row = radiologist_agreement(frame).iloc[0]
-    assert np.isnan(row[['PPV', 'PPV low', 'sensitivity', 'sensitivity high']].astype(float)).all() and row.disagree == 0
+    assert np.isnan(row[['PPV', 'PPV low', 'sensitivity', 'sensitivity high']].astype(float)).all() and row.disagreement == 0
     assert radiologist_agreement(frame.drop(columns='split')).index.tolist() == [('google_Pneumothorax', 'all')]
-    with pytest.raises(InputError, match='no readers'): radiologist_agreement(frame.drop(columns='google_Pneumothorax'))
+    with pytest.raises(InputError, match='no radiologists'): radiologist_agreement(frame.drop(columns='google_Pneumothorax'))
 
 @pytest.mark.parametrize('hits, of', [(0, 20), (3, 10), (97, 200), (20, 20)])
 def test_the_interval_is_wilsons(hits, of):

@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from cxr_influence.data.download import download as module
+import cxr_influence.data.download as module
 from cxr_influence.data.nih import find_files, read_nih
 from cxr_influence.data.download import (_check_disk, _choose_archives, download, _fetch,
     _is_unpacked, _nih_files, plan_download, _unpack)
@@ -221,7 +221,7 @@ def test_a_full_disk_keeps_what_came_and_the_same_call_goes_on(site, tmp_path, m
 
 def test_kill_9_while_fetching(site, tmp_path):
     data, site.pause = site.files['f'], .05
-    code = f'from cxr_influence.download import fetch; fetch({site.url + "f"!r}, {str(tmp_path/"f")!r})'
+    code = f'from cxr_influence.data.download import _fetch; _fetch({site.url + "f"!r}, {str(tmp_path/"f")!r})'
     process = subprocess.Popen([sys.executable, '-c', code])
     part = tmp_path/'f.part'
     for _ in range(1200):
