@@ -18,7 +18,7 @@ lab: env    ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab nbs
 docs: env   ## the site, in _docs
 	@$(BIN)/python .ci/docs.py
-notebooks: env ## run the notebooks again to renew their outputs: all, or NB='nbs/04_losses.ipynb ...'
+notebooks: env ## run the notebooks again to renew their outputs: all, or NB='nbs/4_training/01_losses.ipynb ...'
 	@$(BIN)/python .ci/notebooks.py $(NB) && $(MAKE) prepare
 prepare: env ## modules, clean notebooks and README.md from the notebooks
 	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(BIN)/python .ci/readme.py

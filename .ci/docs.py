@@ -5,7 +5,9 @@ exported cells on their pages, and outputs are the stored ones. What is added he
 the name it defines, names in backticks lead to this site and not to the published one, and pages are called as their
 notebooks are."""
 import ast, os, re, shutil, subprocess, sys
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 ROOT = Path(__file__).resolve().parents[1]
 os.chdir(ROOT)
@@ -19,9 +21,11 @@ PROC, SITE = ROOT/'_proc', ROOT/'_docs'
 notebooks = [f.relative_to(ROOT) for f in nbglob(ROOT, as_path=True).sorted()]
 
 def exported(cell):
-    "The markdown cells to put around an exported cell: a box that styles.css marks, called as what the cell defines first."
+    "The markdown cells to put around an exported cell: a box that styles.css marks, with an anchor for each name it defines."
     names = [d.name.lower() for d in ast.parse(cell.source).body if isinstance(d, (ast.FunctionDef, ast.ClassDef))]
-    return mk_cell(f':::: {{{"#" + names[0] + " " if names else ""}.exported}}', 'markdown'), mk_cell('::::', 'markdown')
+    anchors = ''.join(f'[]{{#{name}}}' for name in names[1:])
+    first = f':::: {{{"#" + names[0] + " " if names else ""}.exported}}'
+    return mk_cell(f'{first}\n\n{anchors}' if anchors else first, 'markdown'), mk_cell('::::', 'markdown')
 
 def take(file):
     "Copy a file that a page needs or links to."
@@ -61,7 +65,8 @@ def config(quarto):
         listed |= set(section['contents'])
     bar['contents'] = [section for section in bar['contents'] if section['contents']]
     if lost := {f.as_posix() for f in notebooks} - listed: sys.exit(f'Not in the sidebar of _quarto.yml: {", ".join(sorted(lost))}')
-    if not quarto: [cfg['format']['html'].pop(key, None) for key in ('html-math-method', 'grid')]
+    if not quarto:
+        for key in ('html-math-method', 'grid'): cfg['format']['html'].pop(key, None)
     (PROC/'_quarto.yml').write_text(yaml.safe_dump(cfg, sort_keys=False), encoding='utf-8')
 
 def mathml(site):
@@ -73,6 +78,29 @@ def mathml(site):
         for delimiters, display in ((r'\\\((.*?)\\\)', 'inline'), (r'\\\[(.*?)\\\]', 'block')):
             text = re.sub(rf'(<(?:span|div|p) class="math[^"]*">)\s*{delimiters}', lambda m: m[1] + convert(unescape(m[2]), display=display), text, flags=re.S)
         page.write_text(re.sub(r'<(?:link|script)[^>]*katex[^>]*>(?:</script>)?', '', text), encoding='utf-8')
+
+class Page(HTMLParser):
+    "What a page offers as anchors, and where it leads."
+    def __init__(self, text):
+        super().__init__()
+        self.anchors, self.links = set(), []
+        self.feed(text)
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.anchors |= {given[key] for key in ('id', 'name') if given.get(key)}
+        if tag == 'a' and given.get('href'): self.links.append(given['href'])
+
+def broken_anchors(site):
+    "Links inside the site to a page or an anchor that is not there."
+    pages = {file.resolve(): Page(file.read_text(encoding='utf-8')) for file in site.rglob('*.html')}
+    for file, page in pages.items():
+        for link in page.links:
+            path, _, anchor = unquote(link).partition('#')
+            if re.match(r'[a-z]+:|//', path) or (path and not path.endswith('.html')): continue
+            target = (file.parent / path).resolve() if path else file
+            if target not in pages: yield f'{file.relative_to(site.resolve())}: no page {path}'
+            elif anchor and anchor not in pages[target].anchors:
+                yield f'{file.relative_to(site.resolve())}: no anchor {link}'
 
 def main():
     quarto, smalldocs = shutil.which('quarto'), shutil.which('smalldocs', path=Path(sys.executable).parent)
@@ -93,6 +121,7 @@ def main():
         config(quarto=False)
         said = subprocess.run([smalldocs, 'check', PROC], text=True, stdout=subprocess.PIPE).stdout.splitlines()
         broken = [line for line in said if not re.search(r'unknown key|is ignored|is not read by smalldocs', line)]
+    broken += sorted(set(broken_anchors(SITE)))
     print(*broken, f'The site is in {SITE}/index.html', sep='\n')
     return bool(broken)
 

@@ -33,11 +33,11 @@ def in_step():
         for file in tracked():
             (copy/file.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(file, copy/file.relative_to(ROOT))
-        for module in (copy/'cxr_influence').glob('*.py'): module.unlink()
+        for module in (copy/'cxr_influence').glob('*/*.py'): module.unlink() # `__init__.py` beside them is written by hand
         for command in 'nbdev_export', 'nbdev_clean':
             code, text = call(BIN/command, cwd=copy, env=env)
             if code: return one(code, text)
-        names = {f.relative_to(ROOT) for f in tracked()} | {f.relative_to(copy) for f in copy.glob('cxr_influence/*.py')}
+        names = {f.relative_to(ROOT) for f in tracked()} | {f.relative_to(copy) for f in copy.rglob('cxr_influence/**/*.py')}
         names = sorted(n for n in names if n.suffix == '.ipynb' or n.parts[0] == 'cxr_influence')
         read = lambda file: file.read_bytes() if file.exists() else None
         stale = [str(n) for n in names if read(ROOT/n) != read(copy/n)]

@@ -1,1 +1,22 @@
+"Which training images make a chest X-ray classifier better, which make it worse, and can you prove it?"
+import lazy_loader
+
 __version__ = "0.1.0"
+
+# The verbs of the tutorials, `import cxr_influence as cxr`; a module is imported when one of its names is first used.
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
+    'data.files': ['project_path'],
+    'data.nih': ['read_nih'],
+    'data.tables': ['read_dataset'],
+    'data.batches': ['Data', 'load_data'],
+    'phantom.dataset': ['make_phantom'],
+    'training.checkpoints': ['Recipe'],
+    'training.loop': ['fit'],
+    'training.evaluation': ['evaluate_checkpoint'],
+    'attribution.scoring': ['influence'],
+    'attribution.pairwise': ['pairwise'],
+    'evidence.valuations': ['valuations', 'label_error_scores'],
+    'evidence.subsets': ['run_subsets', 'compare'],
+    'evidence.figures': ['show_extremes'],
+    'runs.runs': ['run', 'sweep'],
+})

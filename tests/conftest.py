@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest, torch
 
-from cxr_influence.training.checkpoints import Recipe
+from cxr_influence.data.batches import Data
+from cxr_influence.data.files import InputError
 from cxr_influence.data.nih import read_nih
 from cxr_influence.data.store import decode
-from cxr_influence.data.files import InputError
 from cxr_influence.phantom.dataset import make_phantom
-from cxr_influence.training.loop import fit
+from cxr_influence.training.checkpoints import Recipe
+from cxr_influence.training.resume import fit
 
 REAL = Path(os.environ.get('NIH14', Path(__file__).resolve().parents[2]/'shared/nih14-mini'))
 
@@ -19,7 +20,7 @@ def phantom(tmp_path_factory): return make_phantom(tmp_path_factory.mktemp('data
 @pytest.fixture(scope='session')
 def data(phantom, tmp_path_factory):
     frame = read_nih(phantom)
-    return frame, decode(frame, phantom, 64, tmp_path_factory.mktemp('store')/'store')
+    return Data(frame, decode(frame, phantom, 64, tmp_path_factory.mktemp('store')/'store'))
 
 @pytest.fixture(scope='session')
 def checkpoints(data, tmp_path_factory):

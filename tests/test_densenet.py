@@ -11,8 +11,9 @@ from cxr_influence.data.files import InputError
 from cxr_influence.training.losses import FocalLoss
 from cxr_influence.training.networks import make_model
 from cxr_influence.attribution.scoring import _scoring
-from cxr_influence.attribution.tracin import (directional_scores, gradient_scores,
-    per_sample_gradients, plain_scores, self_influence, vmap_gradients, _watch_layers)
+from cxr_influence.attribution.tracin import directional_scores, plain_scores, vmap_gradients
+from cxr_influence.attribution.layerwise import (gradient_scores, per_sample_gradients,
+    self_influence, _watch_layers)
 
 SIZES = {'two blocks': dict(growth_rate=4, block_config=(2, 2), num_init_features=8),
          'one layer a block': dict(growth_rate=2, block_config=(1, 1, 1), num_init_features=6, bn_size=2),
@@ -101,7 +102,7 @@ def test_training_mode_and_averaged_losses_are_refused():
                  lambda loss: watch_densenet(model, loss, x, y, list(v), lambda *_: None)]:
         with pytest.raises(InputError, match='training mode.*model.eval'): call(FocalLoss())
         model.eval()
-        with pytest.raises(InputError, match='a number an image'): call(lambda z, y: z.mean())
+        with pytest.raises(InputError, match='one number per image'): call(lambda z, y: z.mean())
         model.train()
 
 def changed(change):

@@ -12,8 +12,8 @@ from cxr_influence.measures.intervals import (_AGE_BANDS, bootstrap_auroc, perce
     paired_difference, patient_weights, seed_means, slice_auroc, underdiagnosis,
     weighted_auroc)
 from cxr_influence.data.labels import FINDINGS
-from cxr_influence.measures.metrics import (choose_thresholds, undefined_findings, metric_table,
-    test_tuned_f1 as tuned_f1)
+from cxr_influence.measures.metrics import (_metric_table, choose_thresholds,
+    test_tuned_f1 as tuned_f1, undefined_findings)
 from cxr_influence.measures.results import _AVERAGES, evaluate, show_results, write_results
 
 @pytest.fixture(params=['smooth', 'ties', 'unknown'])
@@ -34,7 +34,7 @@ def known(targets, probabilities, i):
 def test_every_metric_is_the_librarys(made):
     targets, probabilities, _ = made
     thresholds = choose_thresholds(targets, probabilities)
-    table = metric_table(targets, probabilities, thresholds)
+    table = _metric_table(targets, probabilities, thresholds)
     for i, finding in enumerate(FINDINGS):
         y, p = known(targets, probabilities, i)
         tn, fp, fn, tp = sk.confusion_matrix(y, p >= thresholds[i]).ravel()
@@ -46,7 +46,7 @@ def test_every_metric_is_the_librarys(made):
 def test_averages_are_torchmetrics(made):
     targets, probabilities, _ = made
     if np.isnan(targets).any(): pytest.skip('torchmetrics masks nothing that is NaN')
-    table = metric_table(targets, probabilities, np.full(14, .5))
+    table = _metric_table(targets, probabilities, np.full(14, .5))
     p, y = torch.tensor(probabilities), torch.tensor(targets).int()
     for average in _AVERAGES:
         assert abs(table.auroc[average] - float(multilabel_auroc(p, y, 14, average))) < 1e-6
@@ -151,22 +151,22 @@ def test_slices_are_the_parts(made):
     tiny = slice_auroc(targets[:3], probabilities[:3], frame[:3], resamples=5)
     assert tiny.auroc.isna().all() and (tiny.findings == 0).all()
 
-def test_underdiagnosis_is_the_share_of_the_ill_who_are_sent_home(made):
+def test_underdiagnosis_is_the_share_of_images_with_a_finding_predicted_to_have_none(made):
     targets, probabilities, patients = made
     frame = pd.DataFrame({'patient': patients, 'sex': 'F', 'age': 50., 'view': 'PA'})
     positive = probabilities >= .7
     ill = (targets == 1).any(1)
     rate = underdiagnosis(targets, positive, frame, resamples=50)
-    assert np.isclose(rate.rate['all', 'all'], (~positive[ill]).all(1).mean()) and rate['ill images']['all', 'all'] == ill.sum()
+    assert np.isclose(rate.rate['all', 'all'], (~positive[ill]).all(1).mean()) and rate.images_with_finding['all', 'all'] == ill.sum()
     assert (rate.low <= rate.rate).all() and (rate.rate <= rate.high).all()
     assert (underdiagnosis(targets, np.ones_like(positive), frame, resamples=5).rate == 0).all()
 
-def test_the_table_names_who_is_left_out_and_reads_back(made, tmp_path):
+def test_the_table_names_undefined_findings_and_reads_back(made, tmp_path):
     targets, probabilities, patients = made
     targets = targets.copy()
     targets[:, 3], targets[:, 5] = 0, np.nan
     table = evaluate(targets, probabilities, np.full(14, .5), patients, 50)
-    assert undefined_findings(targets) == table.attrs['left_out'] == {FINDINGS[3]: 'no positives', FINDINGS[5]: 'no label is known'}
+    assert undefined_findings(targets) == table.attrs['undefined_findings'] == {FINDINGS[3]: 'no positives', FINDINGS[5]: 'no label is known'}
     assert list(table.index) == [*FINDINGS, *_AVERAGES] and table.loc[_AVERAGES].notna().all(axis=None)
     assert np.isclose(table.auroc['macro'], table.auroc[:14].dropna().mean())
     assert (table.auroc_low <= table.auroc)[_AVERAGES].all() and (table.auroc <= table.auroc_high)[_AVERAGES].all()

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, strategies as st
 
 from conftest import sentence
-from cxr_influence.data.batches import Data
 from cxr_influence.training.checkpoints import list_checkpoints
 from cxr_influence.training.evaluation import evaluate_checkpoint
 from cxr_influence.data.labels import FINDINGS
@@ -16,9 +15,8 @@ from cxr_influence.training.model_card import (_HEADINGS, _LIMITS, _CARD_FACTS,
 
 @pytest.fixture(scope='module')
 def made(data, checkpoints):
-    frame, store = data.frame, data.store
     checkpoint = list_checkpoints(checkpoints)[-1]
-    return frame, checkpoint.facts, evaluate_checkpoint(checkpoint, Data(frame, store), device='cpu').table
+    return data, checkpoint.facts, evaluate_checkpoint(checkpoint, data, device='cpu').table
 
 def cells(line): return re.split(r'(?<!\\)\|', line)[1:-1]
 
@@ -40,43 +38,50 @@ def test_a_pipe_does_not_make_a_column():
     assert [cell.strip() for cell in cells(line)] == ['a\\|b\\|c', '1']
 
 def test_the_card_has_every_heading_and_no_folder(made, tmp_path):
-    frame, facts, table = made
+    data, facts, table = made
     slices = pd.DataFrame({'images': [3]}, index=['sex | F'])
     calibration = pd.DataFrame({'finding': ['Mass'], 'ece': [.1]})
-    path = write_model_card(tmp_path/'new/folder', facts | {'device': '/home/me/gpu|0\n<b>'}, table, frame, slices, calibration,
-                            stated={'Ethical notes': 'Approved by nobody.'})
+    added = {'Failure analysis and slices': slices, 'Calibration': calibration,
+             'Ethical notes': 'Approved by nobody.'}
+    path = write_model_card(facts | {'device': '/home/me/gpu|0\n<b>'}, table, data,
+                            tmp_path/'new/folder', added)
     written = path.read_text()
     assert re.findall('^## (.*)$', written, flags=re.M) == list(_HEADINGS)
     assert written.index('Not for clinical use') < written.index('## ') and 'Approved by nobody.' in written
     assert str(tmp_path) not in written and '/home/me' not in written and '<b>' not in written and 'sex \\| F' in written
+    assert '| Mass      | 0.1   |' in written
     assert list(path.parent.iterdir()) == [path]
 
 def test_it_stands_without_what_nobody_knows(made, tmp_path):
     _, facts, table = made
     bare = {name: facts[name] for name in _CARD_FACTS}
-    written = write_model_card(tmp_path, bare, table[['auroc']]).read_text()
+    written = write_model_card(bare, table[['auroc']], None, tmp_path).read_text()
     assert written.count('not stated') > 8 and 'No intervals' in written and 'Calibration was not measured' in written
 
 def test_findings_without_a_score_are_named_and_not_in_the_failures(made, tmp_path):
-    frame, facts, table = made
+    data, facts, table = made
     table = table.copy()
     table.loc[['Hernia', 'Mass'], 'auroc'] = np.nan
-    written = write_model_card(tmp_path, facts, table, frame).read_text()
+    written = write_model_card(facts, table, data, tmp_path).read_text()
     assert 'No score of' in written and 'Mass' in re.search('No score of .*', written)[0]
     lowest = re.search('Lowest AUROC.*', written)[0]
     assert 'Mass' not in lowest and 'nan' not in written.lower().replace('finance', '')
 
 @pytest.mark.parametrize('name', _CARD_FACTS)
 def test_a_missing_fact_is_named(made, tmp_path, name):
-    _, facts, table = made
-    assert name in sentence(write_model_card, tmp_path, {key: value for key, value in facts.items() if key != name}, table)
+    data, facts, table = made
+    lacking = {key: value for key, value in facts.items() if key != name}
+    assert name in sentence(write_model_card, lacking, table, data, tmp_path)
     assert not list(tmp_path.iterdir())
 
 def test_other_data_and_other_tables_are_refused(made, tmp_path):
-    frame, facts, table = made
-    assert 'other data' in sentence(write_model_card, tmp_path, facts, table, frame[1:])
-    assert 'no column auroc' in sentence(write_model_card, tmp_path, facts, table[['f1']])
-    assert 'Unknown heading' in sentence(write_model_card, tmp_path, facts, table, stated={'Licence': 'none'})
+    data, facts, table = made
+    frame = data.frame
+    other = data.with_frame(frame.assign(Mass=1 - frame.Mass))
+    assert 'other data' in sentence(write_model_card, facts, table, other, tmp_path)
+    assert 'no column auroc' in sentence(write_model_card, facts, table[['f1']], data, tmp_path)
+    unknown = {'Licence': 'none'}
+    assert 'Unknown heading' in sentence(write_model_card, facts, table, data, tmp_path, unknown)
     assert not list(tmp_path.iterdir())
 
 def test_a_better_model_is_warned_of_less():

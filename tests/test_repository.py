@@ -11,10 +11,14 @@ config.read(ROOT/'settings.ini', encoding='utf-8')
 SETTINGS = config['DEFAULT']
 LISTED = subprocess.check_output(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, text=True).split('\n')
 NOTEBOOKS = {name: json.loads((ROOT/name).read_text(encoding='utf-8')) for name in sorted(LISTED) if name.endswith('.ipynb') and (ROOT/name).exists()}
-NUMBERED = {name: nb for name, nb in NOTEBOOKS.items() if re.fullmatch(r'nbs/\d\d[a-z]?_\w+\.ipynb', name)}
+NUMBERED = {name: nb for name, nb in NOTEBOOKS.items() if re.fullmatch(r'nbs/\d_\w+/\d\d_\w+\.ipynb', name)}
 EXPERIMENTS = {name: nb for name, nb in NOTEBOOKS.items() if name.startswith('nbs/experiments/')}
-ORDER = [name.partition('_')[2][:-6] for name in NUMBERED] # the modules, first to last
-TREES = {m: ast.parse((ROOT/'cxr_influence'/f'{m}.py').read_text(encoding='utf-8')) for m in ORDER if (ROOT/'cxr_influence'/f'{m}.py').exists()}
+MODULE = {name: '.'.join(part.partition('_')[2] for part in name[4:-6].split('/')) for name in NUMBERED} # page -> module
+ORDER = list(MODULE.values()) # the modules, first to last
+FILES = {m: ROOT/'cxr_influence'/f'{m.replace(".", "/")}.py' for m in ORDER}
+TREES = {m: ast.parse(file.read_text(encoding='utf-8')) for m, file in FILES.items() if file.exists()}
+PUBLIC = [(m, n) for m, tree in TREES.items() for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))
+          and n.name[0] != '_' and not n.decorator_list]
 COMMANDS = dict(c.split('=') for c in SETTINGS['console_scripts'].split())
 
 def source(cell): return ''.join(cell['source'])
@@ -26,9 +30,17 @@ def imported(module):
     "The dotted names that a module imports."
     names = [a.name for n in nodes(module, ast.Import) for a in n.names]
     for n in nodes(module, ast.ImportFrom):
-        base = '.'.join(filter(None, ['cxr_influence' if n.level else '', n.module]))
+        here = ['cxr_influence', *module.split('.')]
+        base = '.'.join(filter(None, [*here[:len(here) - n.level], n.module] if n.level else [n.module]))
         names += [f'{base}.{a.name}' for a in n.names]
     return names
+
+def used_modules(module):
+    "The modules of the package that a module imports from."
+    names = [name.removeprefix('cxr_influence.') for name in imported(module) if name.startswith('cxr_influence.')]
+    return {next((m for m in ORDER if name == m or name.startswith(f'{m}.')), name) for name in names}
+
+def title(name): return next(source(c) for c in NOTEBOOKS[name]['cells'] if c['cell_type'] == 'markdown').splitlines()[0]
 
 def test_the_top_level_is_short():
     assert {name.split('/')[0] for name in LISTED if name and (ROOT/name).exists()} == {
@@ -69,15 +81,50 @@ def test_stored_outputs_hold_no_error_and_no_home_folder(name):
 @pytest.mark.parametrize('name', NUMBERED)
 def test_a_numbered_notebook_makes_the_module_of_its_name(name):
     exports = [m for c in NUMBERED[name]['cells'] for m in re.findall(r'^#\|\s*default_exp\s+(\S+)', source(c), re.M)]
-    assert exports == [name.partition('_')[2][:-6]] and exports[0] in TREES
+    assert exports == [MODULE[name]] and exports[0] in TREES
 
 def test_every_module_has_its_notebook():
-    assert {f.stem for f in (ROOT/'cxr_influence').glob('*.py')} - {'__init__', '_modidx'} == set(ORDER)
+    files = [f.relative_to(ROOT/'cxr_influence').with_suffix('') for f in (ROOT/'cxr_influence').rglob('*.py')]
+    assert {'.'.join(f.parts) for f in files if f.name not in ('__init__', '_modidx')} == set(ORDER)
+
+def test_no_two_pages_have_one_title():
+    titles = [title(name) for name in NOTEBOOKS]
+    assert sorted({t for t in titles if titles.count(t) > 1}) == []
+
+@pytest.mark.parametrize('name', NOTEBOOKS)
+def test_a_page_stands_in_one_section_of_the_sidebar(name):
+    sections = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']
+    patterns = [p for s in sections for p in ([s['contents']] if isinstance(s['contents'], str) else s['contents'])]
+    assert sum(Path(name).match(p) and p.count('/') == name.count('/') for p in patterns) == 1
+
+def test_no_name_is_public_twice():
+    names = [n.name for _, n in PUBLIC]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
+
+MANY = {'read_dataset', *COMMANDS} # a reader that names columns, and console commands
+
+@pytest.mark.parametrize('module, function', [(m, n.name) for m, n in PUBLIC if isinstance(n, ast.FunctionDef)])
+def test_a_public_function_has_at_most_seven_parameters(module, function):
+    given = next(n for m, n in PUBLIC if (m, n.name) == (module, function)).args
+    assert function in MANY or len(given.posonlyargs + given.args + given.kwonlyargs) <= 7
+
+def test_every_verb_of_the_package_is_there():
+    import cxr_influence as cxr
+    assert all(callable(getattr(cxr, name)) for name in cxr.__all__)
+
+def test_importing_the_package_is_quick():
+    code = "import sys, cxr_influence; print([m for m in ('torch', 'pandas', 'nbconvert', 'papermill') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, '-c', code], text=True).strip() == '[]'
 
 @pytest.mark.parametrize('module', TREES)
 def test_a_module_imports_only_earlier_ones(module):
-    used = {name.split('.')[1] for name in imported(module) if name.startswith('cxr_influence.')}
-    assert used <= set(ORDER[:ORDER.index(module)]) | {'__version__'}
+    assert used_modules(module) <= set(ORDER[:ORDER.index(module)]) | {'__version__'}
+
+def test_arrows_between_wings_are_few_and_none_leads_upward():
+    wings = list(dict.fromkeys(m.partition('.')[0] for m in ORDER))
+    arrows = {(used.partition('.')[0], m.partition('.')[0]) for m in TREES for used in used_modules(m) & set(ORDER)}
+    arrows = {(a, b) for a, b in arrows if a != b}
+    assert len(wings) <= 12 and len(arrows) <= 25 and all(wings.index(a) < wings.index(b) for a, b in arrows)
 
 @pytest.mark.parametrize('module', TREES)
 def test_a_module_needs_nothing_of_development_and_unpickles_nothing(module):
@@ -122,7 +169,7 @@ def test_a_wheel_holds_the_modules_the_experiments_and_the_commands(tmp_path):
                          cwd=tmp_path, text=True, capture_output=True)
     assert run.returncode == 0, run.stderr
     wheel = zipfile.ZipFile(next((tmp_path/'out').glob('*.whl')))
-    modules, experiments = [f'cxr_influence/{m}.py' for m in TREES], [f'cxr_influence/{name[4:]}' for name in EXPERIMENTS]
+    modules, experiments = [str(f.relative_to(ROOT)) for f in FILES.values()], [f'cxr_influence/{name[4:]}' for name in EXPERIMENTS]
     assert set(modules + experiments) <= set(wheel.namelist())
     entries = wheel.read(next(n for n in wheel.namelist() if n.endswith('entry_points.txt'))).decode()
     assert all(f'{command} = {target}' in entries for command, target in COMMANDS.items())

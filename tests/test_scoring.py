@@ -21,7 +21,7 @@ def double(monkeypatch):
     "Let checkpoints and batches be in float64."
     before = Checkpoint.model
     monkeypatch.setattr(Checkpoint, 'model', lambda self: before(self).double())
-    monkeypatch.setattr('cxr_influence.batches.normalise', lambda pixels: normalise(pixels).double())
+    monkeypatch.setattr('cxr_influence.data.batches.normalise', lambda pixels: normalise(pixels).double())
 
 def rows_of(frame): return {split: np.flatnonzero(frame.split == split) for split in ['train', 'validation']}
 
@@ -39,17 +39,17 @@ def by_definition(checkpoints, data:Data, chosen=None, columns=slice(None), dire
 def near(found, expected): np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8 * np.abs(expected).max())
 
 def test_the_table_is_the_sum_over_checkpoints(data, checkpoints, tmp_path, double):
-    frame, store = data.frame, data.store
+    frame = data.frame
     women = (frame.split == 'validation') & (frame.sex == 'F')
-    scores = influence(checkpoints, Data(frame, store), tmp_path/'influence.csv', groups={'women': women}, device='cpu')
-    near(scores.influence, by_definition(checkpoints, store, frame))
-    near(scores.influence_Effusion, by_definition(checkpoints, store, frame, columns=[2]) )
-    near(scores.influence_women, by_definition(checkpoints, store, frame, np.flatnonzero(women)))
+    scores = influence(checkpoints, data, tmp_path/'influence.csv', groups={'women': women}, device='cpu')
+    near(scores.influence, by_definition(checkpoints, data))
+    near(scores.influence_Effusion, by_definition(checkpoints, data, columns=[2]) )
+    near(scores.influence_women, by_definition(checkpoints, data, np.flatnonzero(women)))
     near(scores[[f'influence_{f}' for f in FINDINGS]].sum(axis=1), scores.influence)
     def adamw(checkpoint, v):
         moments, seen = checkpoint.moments(), 1 - .999 ** checkpoint.facts['updates']
         return {name: t / ((moments[f'{name}.exp_avg_sq'].double() / seen).sqrt() + 1e-8) for name, t in v.items()}
-    near(scores.optimiser_aware, by_definition(checkpoints, store, frame, direction=adamw))
+    near(scores.optimiser_aware, by_definition(checkpoints, data, direction=adamw))
     near(breakdown(tmp_path/'influence.csv').sum(axis=1), scores.influence)
     assert scores.influence.nunique() == len(scores) == (frame.split == 'train').sum() and scores['cosine'].abs().max() <= 1
     assert sorted(scores['rank']) == list(range(1, len(scores) + 1)) and scores.influence.idxmax() == scores['rank'].idxmin()
@@ -62,40 +62,37 @@ def test_the_table_is_the_sum_over_checkpoints(data, checkpoints, tmp_path, doub
     with refused('no column hat'): sum_by(scores, frame, 'hat')
 
 def test_one_direction_and_a_last_layer(data, checkpoints, tmp_path, double):
-    frame, store = data.frame, data.store
-    whole = influence(checkpoints, Data(frame, store), tmp_path/'a.csv', per_finding=False, device='cpu')
-    near(whole.influence, by_definition(checkpoints, store, frame))
-    head = influence(checkpoints, Data(frame, store), tmp_path/'b.csv', per_finding=False, layers='classifier', device='cpu')
-    near(head.influence, by_definition(checkpoints, store, frame, direction=lambda _, v: {n: t for n, t in v.items() if n.startswith('classifier')}))
-    both = influence(checkpoints, Data(frame, store), tmp_path/'c.csv', layers='classifier', device='cpu')
+    whole = influence(checkpoints, data, tmp_path/'a.csv', per_finding=False, device='cpu')
+    near(whole.influence, by_definition(checkpoints, data))
+    head = influence(checkpoints, data, tmp_path/'b.csv', per_finding=False, layers='classifier', device='cpu')
+    near(head.influence, by_definition(checkpoints, data, direction=lambda _, v: {n: t for n, t in v.items() if n.startswith('classifier')}))
+    both = influence(checkpoints, data, tmp_path/'c.csv', layers='classifier', device='cpu')
     near(both.influence, head.influence)
-    said = sentence(influence, checkpoints, store, frame, tmp_path/'d.csv', layers='features.denseblock9', device='cpu')
+    said = sentence(influence, checkpoints, data, tmp_path/'d.csv', layers='features.denseblock9', device='cpu')
     assert 'No layer features.denseblock9' in said and 'features.conv0' in said and 'classifier' in said
 
 @pytest.mark.parametrize('per_finding', [True, False])
 def test_batch_size_changes_no_score(data, checkpoints, tmp_path, double, per_finding):
-    frame, store = data.frame, data.store
-    checkpoint, weights = list_checkpoints(checkpoints)[0], query_losses(data[0], per_finding)
-    one, many = (score_checkpoint(checkpoint, Data(frame, store), weights, tmp_path/str(size), batch_size=size) for size in [1, 32])
+    checkpoint = list_checkpoints(checkpoints)[0]
+    one, many = (score_checkpoint(checkpoint, data, tmp_path/f'{size}.csv', per_finding, batch_size=size, device='cpu') for size in [1, 32])
     assert one.index.equals(many.index)
     np.testing.assert_allclose(one, many, rtol=1e-8, atol=1e-8 * many.influence.abs().max())
 
 def test_twice_the_learning_rate_is_twice_the_score(data, checkpoints, tmp_path, double):
-    frame, store = data.frame, data.store
     copy = shutil.copytree(checkpoints, tmp_path/'checkpoints')
     for path in copy.glob('epoch_*/checkpoint.json'):
         facts = json.loads(path.read_text())
         path.write_text(json.dumps(facts | {'learning_rate': 2 * facts['learning_rate']}))
-    one, two = (influence(run, Data(frame, store), tmp_path/f'{run.parent.name}.csv', per_finding=False, device='cpu') for run in [checkpoints, copy])
+    one, two = (influence(run, data, tmp_path/f'{run.parent.name}.csv', per_finding=False, device='cpu') for run in [checkpoints, copy])
     near(two.influence, 2 * one.influence)
 
 def test_scoring_is_in_evaluation_mode_and_moves_nothing(data, checkpoints, tmp_path, monkeypatch):
-    frame, store = data.frame, data.store
-    checkpoint, weights = list_checkpoints(checkpoints)[-1], query_losses(frame, False)
+    checkpoint = list_checkpoints(checkpoints)[-1]
+    def score(name): return score_checkpoint(checkpoint, data, tmp_path/name, False, device='cpu')
     model = checkpoint.model()
-    before, expected = weights_checksum(model), score_checkpoint(checkpoint, Data(frame, store), weights, tmp_path/'a')
+    before, expected = weights_checksum(model), score('a.csv')
     monkeypatch.setattr(checkpoint, 'model', lambda: model.train())
-    pd.testing.assert_frame_equal(score_checkpoint(checkpoint, Data(frame, store), weights, tmp_path/'b'), expected)
+    pd.testing.assert_frame_equal(score('b.csv'), expected)
     assert model.training and weights_checksum(model) == before
 
 def test_a_buffer_that_changes_is_an_error():
@@ -107,10 +104,9 @@ def test_a_buffer_that_changes_is_an_error():
         with scoring._scoring(model): model(torch.zeros(1))
 
 def test_loaders_that_shuffle_augment_or_run_dry_are_refused(data):
-    frame, store = data.frame, data.store
-    x, y, i = next(batches(Data(frame, store), np.arange(12), 12))
+    x, y, i = next(batches(data, np.arange(12), 12))
     dataset = torch.utils.data.TensorDataset(x, y)
-    _check_repeats(_Loader(store, frame, np.arange(12), 4))
+    _check_repeats(_Loader(data, np.arange(12), 4))
     _check_repeats(torch.utils.data.DataLoader(dataset, 4))
     with refused('shuffles', 'shuffle=False'): _check_repeats(torch.utils.data.DataLoader(dataset, 4, shuffle=True))
     class Augmented(torch.utils.data.Dataset):
@@ -121,12 +117,12 @@ def test_loaders_that_shuffle_augment_or_run_dry_are_refused(data):
 
 @pytest.mark.parametrize('change, words', [
     ({'learning_rate': None}, ['learning rate None', 'epoch_002']), ({'learning_rate': float('nan')}, ['learning rate nan']),
-    ({'learning_rate': -.1}, ['learning rate -0.1']), ({'validation_loss': 3.}, ['noted a validation loss of 3.0000', 'another loss'])])
+    ({'learning_rate': -.1}, ['learning rate -0.1']), ({'validation_loss': 3.}, ['recorded a validation loss of 3.0000', 'another loss'])])
 def test_a_checkpoint_that_says_something_else_is_refused(data, checkpoints, tmp_path, change, words):
     copy = shutil.copytree(checkpoints, tmp_path/'checkpoints')
     path = copy/'epoch_002/checkpoint.json'
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with refused(*words): influence(copy, Data(data[0], data[1]), tmp_path/'a.csv', per_finding=False, device='cpu')
+    with refused(*words): influence(copy, data, tmp_path/'a.csv', per_finding=False, device='cpu')
     assert not (tmp_path/'a.csv').exists()
 
 def test_another_loss_than_the_runs_is_refused(data, checkpoints, tmp_path):
@@ -136,49 +132,47 @@ def test_another_loss_than_the_runs_is_refused(data, checkpoints, tmp_path):
         facts = json.loads(path.read_text())
         facts['loss'] = {**facts['loss'], 'gamma': facts['loss']['gamma'] + 1}
         path.write_text(json.dumps(facts))
-        with refused('another loss'): influence(copy, Data(data[0], data[1]), tmp_path/'a.csv', per_finding=False, device='cpu')
+        with refused('another loss'): influence(copy, data, tmp_path/'a.csv', per_finding=False, device='cpu')
 
 def test_all_learning_rates_zero(data, checkpoints, tmp_path):
     copy = shutil.copytree(checkpoints, tmp_path/'checkpoints')
     for path in copy.glob('epoch_*/checkpoint.json'): path.write_text(json.dumps(json.loads(path.read_text()) | {'learning_rate': 0.}))
-    with refused('All learning rates', 'are zero'): influence(copy, Data(data[0], data[1]), tmp_path/'a.csv', per_finding=False, device='cpu')
+    with refused('All learning rates', 'are zero'): influence(copy, data, tmp_path/'a.csv', per_finding=False, device='cpu')
 
 def test_patients_in_two_roles_and_strange_groups_are_refused(data, checkpoints, tmp_path):
-    frame, store = data.frame, data.store
+    frame = data.frame
     straddling = frame.copy()
     straddling.loc[straddling.index[straddling.split == 'validation'][0], 'patient'] = straddling.patient[straddling.split == 'train'].iloc[0]
-    with refused('patient'): influence(checkpoints, Data(straddling, store), tmp_path/'a.csv', device='cpu')
+    with refused('patient'): influence(checkpoints, data.with_frame(straddling), tmp_path/'a.csv', device='cpu')
     test = frame.index[frame.split == 'test'][:1]
     with refused(test[0], 'no validation image but one of split test'): query_losses(frame, groups={'some': test})
     with refused('nobody.png'): query_losses(frame, groups={'some': ['nobody.png']})
     with refused('Group none has no validation image'): query_losses(frame, groups={'none': frame.age > 200})
-    said = influence(checkpoints, Data(frame, store), tmp_path/'b.csv', per_finding=False, against='test', device='cpu')
+    said = influence(checkpoints, data, tmp_path/'b.csv', per_finding=False, against='test', device='cpu')
     assert len(said) and json.loads((tmp_path/'b.json').read_text())['against'] == 'test'
 
 @pytest.mark.parametrize('per_finding', [True, False])
 def test_an_image_whose_scores_are_not_numbers_is_named(data, checkpoints, tmp_path, monkeypatch, per_finding):
-    frame, store = data.frame, data.store
+    frame = data.frame
     row = rows_of(frame)['train'][5]
     real = scoring.batches
     def broken(*arguments):
         for x, y, i in real(*arguments): x[np.flatnonzero(np.asarray(i) == row)] = torch.nan; yield x, y, i
     monkeypatch.setattr(scoring, 'batches', broken)
     with refused('1 scores are not numbers', frame.index[row]):
-        influence(checkpoints, Data(frame, store), tmp_path/'a.csv', per_finding=per_finding, device='cpu')
+        influence(checkpoints, data, tmp_path/'a.csv', per_finding=per_finding, device='cpu')
     assert not (tmp_path/'a.csv').exists()
 
 def test_verify_finds_a_wrong_table(data, checkpoints, tmp_path):
-    frame, store = data.frame, data.store
     checkpoint = list_checkpoints(checkpoints)[0]
-    scores = score_checkpoint(checkpoint, Data(frame, store), query_losses(frame, False), tmp_path)
-    assert verify(checkpoint, scores, Data(frame, store)) < .02
+    scores = score_checkpoint(checkpoint, data, tmp_path/'one.csv', False, device='cpu')
+    assert verify(checkpoint, scores, data) < .02
     averaged = scores.assign(influence=np.repeat(scores.influence.groupby(np.arange(len(scores)) // 8).mean(), 8)[:len(scores)].to_numpy())
-    with refused('differ by', 'please report'): verify(checkpoint, averaged, Data(frame, store))
+    with refused('differ by', 'please report'): verify(checkpoint, averaged, data)
 
 def test_finished_blocks_and_checkpoints_are_used_again_and_only_for_the_same(data, checkpoints, tmp_path, monkeypatch):
-    frame, store = data.frame, data.store
     monkeypatch.setattr(scoring, '_BLOCK_IMAGES', 16)
-    def score(name): return influence(checkpoints, Data(frame, store), tmp_path/name, device='cpu')
+    def score(name): return influence(checkpoints, data, tmp_path/name, device='cpu')
     whole, passes = score('a.csv'), []
     real = scoring._score_rows
     monkeypatch.setattr(scoring, '_score_rows', lambda *a: passes.append(len(a[2].rows)) or real(*a))
@@ -205,21 +199,22 @@ def test_finished_blocks_and_checkpoints_are_used_again_and_only_for_the_same(da
 
 SCRIPT = '''
 import sys, pandas as pd
-from cxr_influence import scoring
-from cxr_influence.data import read_nih
-from cxr_influence.images import open_store
-from cxr_influence.pairwise import pairwise
-scoring.BLOCK = 16
+from cxr_influence.attribution import scoring
+from cxr_influence.attribution.pairwise import pairwise
+from cxr_influence.data.batches import Data
+from cxr_influence.data.nih import read_nih
+from cxr_influence.data.store import open_store
+scoring._BLOCK_IMAGES = 16
 phantom, store, checkpoints, out = sys.argv[1:]
-frame, store = read_nih(phantom), open_store(store)
-scoring.influence(checkpoints, store, frame, out + '/influence.csv')
-pairwise(checkpoints, store, frame, out + '/pairs', matrix=True, top=3, memory=3e6)
+data = Data(read_nih(phantom), open_store(store))
+scoring.influence(checkpoints, data, out + '/influence.csv')
+pairwise(checkpoints, data, out + '/pairs', matrix=True, top=3, memory=3e6)
 '''
 
 def command(data, phantom, checkpoints, out):
     script = out.with_suffix('.py')
     script.write_text(SCRIPT)
-    return [script, phantom, data[1].folder, checkpoints, out]
+    return [script, phantom, data.store.folder, checkpoints, out]
 
 def quiet(): return os.environ | {'TQDM_DISABLE': '1', 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
 
@@ -250,10 +245,10 @@ def test_two_processes_are_one(data, phantom, checkpoints, tmp_path):
     np.testing.assert_allclose(two, one, rtol=0, atol=5e-3 * np.abs(one).max())
 
 def test_pairs_obey_the_laws(data, checkpoints, tmp_path, double):
-    frame, store = data.frame, data.store
+    frame = data.frame
     train = frame.index[frame.split == 'train']
-    scores = influence(checkpoints, Data(frame, store), tmp_path/'influence.csv', device='cpu')
-    strong = pairwise(checkpoints, Data(frame, store), tmp_path/'pairs', matrix=True, top=4, memory=1e7, device='cpu')
+    scores = influence(checkpoints, data, tmp_path/'influence.csv', device='cpu')
+    strong = pairwise(checkpoints, data, tmp_path/'pairs', matrix=True, top=4, memory=1e7, device='cpu')
     matrix = np.load(tmp_path/'pairs/pairwise.npy', mmap_mode='r')
     facts = json.loads((tmp_path/'pairs/pairwise.json').read_text())
     assert facts['training_images'] == list(train) and facts['images'] == list(frame.index[frame.split == 'validation'])
@@ -263,25 +258,25 @@ def test_pairs_obey_the_laws(data, checkpoints, tmp_path, double):
         ordered = table.loc[name].sort_values(ascending=False)
         assert list(of_one[of_one['rank'] > 0].sort_values('rank').training_image) == list(ordered.index[:4])
         assert list(of_one[of_one['rank'] < 0].sort_values('rank').training_image)[::-1] == list(ordered.index[:-5:-1])
-    own = pairwise(checkpoints, Data(frame, store), tmp_path/'own', images=train[:6], matrix=True, top=1, device='cpu')
+    own = pairwise(checkpoints, data, tmp_path/'own', images=train[:6], matrix=True, top=1, device='cpu')
     np.testing.assert_allclose(np.load(tmp_path/'own/pairwise.npy')[:, :6].diagonal(), scores.self_influence[train[:6]], rtol=1e-5)
-    by_finding = sum(pairwise(checkpoints, Data(frame, store), tmp_path/f, images=train[:2], finding=f, matrix=True, device='cpu') is not None
+    by_finding = sum(pairwise(checkpoints, data, tmp_path/f, images=train[:2], finding=f, matrix=True, device='cpu') is not None
                      and np.load(tmp_path/f/'pairwise.npy') for f in FINDINGS)
     np.testing.assert_allclose(by_finding, np.load(tmp_path/'own/pairwise.npy')[:2], rtol=1e-4, atol=1e-5 * np.abs(by_finding).max())
     assert len(own) == 12
 
 def test_pairs_refuse(data, checkpoints, tmp_path):
-    frame, store = data.frame, data.store
-    def ask(**settings): return sentence(pairwise, checkpoints, store, frame, tmp_path/'pairs', device='cpu', **settings)
+    frame = data.frame
+    def ask(**settings): return sentence(pairwise, checkpoints, data, tmp_path/'pairs', device='cpu', **settings)
     assert 'No image nobody.png' in ask(images=['nobody.png'])
-    assert 'asked about twice' in ask(images=[frame.index[0]] * 2)
+    assert 'a query image twice' in ask(images=[frame.index[0]] * 2)
     assert 'Unknown finding' in ask(images=frame.index[:1], finding='Flu')
     assert not (tmp_path/'pairs/strongest.parquet').exists()
 
 def test_kept_pairs_are_not_used_for_other_learning_rates(data, checkpoints, tmp_path, double):
-    frame, store = data.frame, data.store
+    frame = data.frame
     copy = shutil.copytree(checkpoints, tmp_path/'checkpoints')
-    def ask(): return pairwise(copy, Data(frame, store), tmp_path/'pairs', images=frame.index[:2], top=2, device='cpu')
+    def ask(): return pairwise(copy, data, tmp_path/'pairs', images=frame.index[:2], top=2, device='cpu')
     before = ask()
     for path in copy.glob('epoch_*/checkpoint.json'):
         facts = json.loads(path.read_text())
@@ -289,7 +284,8 @@ def test_kept_pairs_are_not_used_for_other_learning_rates(data, checkpoints, tmp
     near(ask().score, 2 * before.score)
 
 def test_more_processes_than_images_to_score_against(data, checkpoints):
-    frame, store = data.frame, data.store
+    frame = data.frame
     checkpoint, crowd = list_checkpoints(checkpoints)[0], scoring.Processes(0, 3, torch.device('cpu'))
-    few = _Loader(store, frame, rows_of(frame)['validation'][:2])
-    with refused('2 images', '3 processes'): scoring._find_directions(checkpoint, checkpoint.model().eval(), few, query_losses(frame, False), [], crowd)
+    few = _Loader(data, rows_of(frame)['validation'][:2])
+    with refused('2 target images', '3 processes'): \
+        scoring._find_directions(checkpoint, checkpoint.model().eval(), few, scoring._Query(query_losses(frame, False)), crowd)

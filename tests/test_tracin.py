@@ -5,12 +5,13 @@ import psutil, pytest, torch, torchvision
 from torch import nn
 
 from cxr_influence.training.losses import FocalLoss
-from cxr_influence.attribution import tracin
+from cxr_influence.attribution import layerwise
 from cxr_influence.data.files import InputError
 from cxr_influence.training.networks import _replace_head
-from cxr_influence.attribution.tracin import (UnknownLayer, directional_scores, gradient,
-    gradient_scores, image_losses, _known_layers, per_sample_gradients, plain_scores,
-    self_influence, vmap_gradients)
+from cxr_influence.attribution.layerwise import (UnknownLayer, gradient_scores, _known_layers,
+    per_sample_gradients, self_influence)
+from cxr_influence.attribution.tracin import (directional_scores, gradient, image_losses,
+    plain_scores, vmap_gradients)
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*formed by vmap') # of the transformer; its own test is below
 
@@ -214,7 +215,7 @@ def test_training_mode_and_averaged_losses_are_refused(score):
     x, y = torch.randn(3, 3, 32, 32), torch.zeros(3, 14)
     v = {name: torch.randn_like(p) if score is not gradient_scores else torch.randn(1, *p.shape) for name, p in model.named_parameters()}
     with pytest.raises(InputError, match='training mode.*model.eval'): score(model, FocalLoss(), x, y, v)
-    with pytest.raises(InputError, match='a number an image'): score(model.eval(), averaged, x, y, v)
+    with pytest.raises(InputError, match='one number per image'): score(model.eval(), averaged, x, y, v)
 
 @pytest.mark.parametrize('score', [lambda *a: gradient_scores(*a, {name: torch.randn(1, *p.shape) for name, p in a[0].named_parameters()}),
                                    self_influence, per_sample_gradients], ids=['scores', 'self-influence', 'gradients'])
@@ -233,8 +234,8 @@ def test_large_layers_are_split_and_nothing_changes(case, monkeypatch):
     (x, y), (x_val, y_val) = images(5), images(3)
     v = by_finding(model, loss, x_val, y_val)
     before, squares = gradient_scores(model, loss, x, y, v), self_influence(model, loss, x, y)
-    split, real = [], tracin._chunks
-    monkeypatch.setattr(tracin, '_chunks', lambda layer, a, d: split.append(parts := [*real(layer, a, d, 200)]) or parts)
+    split, real = [], layerwise._chunks
+    monkeypatch.setattr(layerwise, '_chunks', lambda layer, a, d: split.append(parts := [*real(layer, a, d, 200)]) or parts)
     after = gradient_scores(model, loss, x, y, v)
     for one, other in zip(after[:3], before[:3]): close(one, other)
     close(self_influence(model, loss, x, y), squares)

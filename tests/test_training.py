@@ -1,30 +1,34 @@
 "Training that is killed, stopped, or finds its disk full; in one process and in two."
 import multiprocessing, os, resource, shutil, signal, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np, pytest, torch
 from filelock import FileLock
 
 from conftest import refused, sentence
-from cxr_influence.training.checkpoints import Recipe
-from cxr_influence.training.checkpoints import Checkpoint, list_checkpoints
-from cxr_influence.training.loop import _Training, fit, read_history, schedule
+from cxr_influence.training import resume
+from cxr_influence.training.checkpoints import Checkpoint, Recipe, list_checkpoints
+from cxr_influence.training.loop import _schedule, _Training
+from cxr_influence.training.resume import read_history
 
-SETTINGS = dict(backbone='densenet_small', epochs=3, batch_size=16, device='cpu')
+RECIPE = Recipe('densenet_small', epochs=3, batch_size=16)
+fit = partial(resume.fit, device='cpu')
 FILES = ['model.safetensors', 'optimizer.safetensors']
 
-def train(data, out, threads=1, limit=None, **changes):
+def train(data, out, threads=1, limit=None, save_minutes=5, **changes):
     "In a process of its own: `fit`, on one thread, perhaps with files of at most `limit` bytes."
     torch.set_num_threads(threads)
     if limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    try: fit(data, out, Recipe(**{**SETTINGS, **changes}))
+    try: fit(data, out, RECIPE._replace(**changes), save_minutes=save_minutes)
     except Exception as error: Path(f'{out}.error').write_text(f'{type(error).__name__}: {error}')
 
 @pytest.fixture(scope='module')
 def start(data):
     "Start `train` in a process whose parent has torch loaded already, and nothing else."
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['cxr_influence.training'])
+    context.set_forkserver_preload(['cxr_influence.training.resume'])
     def begin(out, **changes):
         process = context.Process(target=train, args=(data, out), kwargs=changes)
         process.start()
@@ -32,7 +36,8 @@ def start(data):
     return begin
 
 def same(a, b, epoch=3, files=FILES):
-    return all((Path(a)/f'epoch_{epoch:03d}'/name).read_bytes() == (Path(b)/f'epoch_{epoch:03d}'/name).read_bytes() for name in files)
+    a, b = Path(a)/f'epoch_{epoch:03d}', Path(b)/f'epoch_{epoch:03d}'
+    return all((a/name).read_bytes() == (b/name).read_bytes() for name in files)
 
 def test_killed_twenty_times_at_random_moments_it_ends_in_the_same_bytes(start, tmp_path):
     "Every step is saved, so that kills hit steps, writing, validation and renaming alike."
@@ -49,26 +54,27 @@ def test_killed_twenty_times_at_random_moments_it_ends_in_the_same_bytes(start, 
             process.join()
             kills += 1
             stages |= {path.name for path in out.glob('*')}
-        elif kills < 20: # it came to its end: compare, and begin anew
+        elif kills < 20: # it came to its end: compare, and begin again
             assert same(whole, out, files=FILES + ['average.safetensors'])
             shutil.rmtree(out)
-    assert same(whole, out, files=FILES + ['average.safetensors']) and any(name.startswith('unfinished') for name in stages)
+    assert same(whole, out, files=FILES + ['average.safetensors'])
+    assert any(name.startswith('unfinished') for name in stages)
     facts = [Checkpoint(folder/'epoch_003').facts for folder in [whole, out]]
     for name in ['step', 'updates', 'learning_rate', 'train_loss', 'validation_loss', 'validation_auroc']:
         assert facts[0][name] == facts[1][name], name
     assert not list(out.glob('unfinished_*'))
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_the_step_and_says_how_to_go_on(data, tmp_path, number):
+def test_a_signal_saves_the_step_and_states_how_to_resume(data, tmp_path, number):
     def press(history): os.kill(os.getpid(), number)
-    with pytest.raises(KeyboardInterrupt, match='the same call goes on from there'):
-        fit(data, tmp_path/'run', Recipe(**SETTINGS), after_epoch=press)
+    with pytest.raises(KeyboardInterrupt, match='the same call resumes from there'):
+        fit(data, tmp_path/'run', RECIPE, after_epoch=press)
     state, = (tmp_path/'run').glob('unfinished_*')
     facts = Checkpoint(state, 'unfinished.json').facts
     assert facts['epoch'] == 1 and facts['step'] == list_checkpoints(tmp_path/'run')[0].facts['step'] + 1
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
-    fit(data, tmp_path/'run', Recipe(**SETTINGS))
-    fit(data, tmp_path/'whole', Recipe(**SETTINGS))
+    fit(data, tmp_path/'run', RECIPE)
+    fit(data, tmp_path/'whole', RECIPE)
     assert same(tmp_path/'run', tmp_path/'whole')
 
 def test_a_disk_that_fills_up_loses_nothing(start, tmp_path):
@@ -86,56 +92,102 @@ def test_a_disk_that_fills_up_loses_nothing(start, tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_computed(data, tmp_path):
     (tmp_path/'file').touch()
-    with refused('file/run cannot be written', 'choose another folder'): fit(data, tmp_path/'file/run', Recipe(**SETTINGS))
+    with refused('file/run cannot be written', 'choose another folder'):
+        fit(data, tmp_path/'file/run', RECIPE)
 
-def test_two_do_not_train_in_one_folder(data, tmp_path):
-    with FileLock(tmp_path/'.run.lock'):
-        with refused('Another process trains in'): fit(data, tmp_path/'run', Recipe(**SETTINGS))
+def test_a_second_call_waits_for_the_folder_and_names_it(data, tmp_path, capsys):
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(tmp_path/'.run.lock'):
+            second = pool.submit(fit, data, tmp_path/'run', RECIPE._replace(epochs=1))
+            with pytest.raises(TimeoutError): second.result(timeout=2)
+            assert not (tmp_path/'run').exists()
+        assert len(second.result(timeout=120)) == 1
+    assert f'Another process trains in {tmp_path/"run"}: waiting' in capsys.readouterr().err
+
+def test_of_two_that_meet_the_second_finds_the_run_complete(start, tmp_path):
+    both = [start(tmp_path/'run') for _ in range(2)]
+    for process in both:
+        process.join(240)
+        assert process.exitcode == 0
+    assert not Path(f'{tmp_path/"run"}.error').exists()
+    start(tmp_path/'whole').join()
+    assert same(tmp_path/'run', tmp_path/'whole')
+    written = [(tmp_path/'run'/f'epoch_00{epoch}').stat().st_mtime for epoch in [1, 2, 3]]
+    assert written == sorted(written) # once each, one after the other
+    assert sorted(path.name for path in (tmp_path/'run').iterdir()) == ['epoch_001', 'epoch_002', 'epoch_003', 'history.csv']
+
+def test_a_call_that_would_wait_for_itself_is_refused(data, tmp_path):
+    def again(history): fit(data, tmp_path/'run', RECIPE)
+    with refused('This process already trains in', 'choose another folder'):
+        fit(data, tmp_path/'run', RECIPE, after_epoch=again)
+    assert len(fit(data, tmp_path/'run', RECIPE)) == 3
+
+def test_what_a_killed_run_left_behind_goes_with_the_next_call(data, tmp_path):
+    fit(data, tmp_path/'run', RECIPE._replace(epochs=1))
+    os.remove(tmp_path/'run/history.csv')
+    shutil.copytree(tmp_path/'run/epoch_001', tmp_path/'run/unfinished_00000003')
+    fit(data, tmp_path/'run', RECIPE._replace(epochs=1))
+    assert sorted(path.name for path in (tmp_path/'run').iterdir()) == ['epoch_001', 'history.csv']
 
 def test_a_loss_that_is_no_number_names_the_images_and_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch):
-    frame, _ = data
-    original = _Training.take_step
+    frame, original = data.frame, _Training._take_step
     def broken(self, x, y, *rest):
         if self.step == 8: x = x * float('nan')
         return original(self, x, y, *rest)
-    monkeypatch.setattr(_Training, 'take_step', broken)
-    message = sentence(fit, *data, tmp_path/'run', **SETTINGS, save_minutes=0)
+    monkeypatch.setattr(_Training, '_take_step', broken)
+    message = sentence(fit, data, tmp_path/'run', RECIPE, save_minutes=0)
     assert 'nan at step 9' in message and 'lower learning_rate' in message
     named = [name for name in frame.index[frame.split == 'train'] if name in message]
     assert len(named) == 8 and 'more' in message
     assert [checkpoint.facts['epoch'] for checkpoint in list_checkpoints(tmp_path/'run')] == [1]
     monkeypatch.undo()
-    fit(data, tmp_path/'run', Recipe(**SETTINGS))
-    fit(data, tmp_path/'whole', Recipe(**SETTINGS))
+    fit(data, tmp_path/'run', RECIPE)
+    fit(data, tmp_path/'whole', RECIPE)
     assert same(tmp_path/'run', tmp_path/'whole')
 
 @pytest.mark.parametrize('changes, words', [
-    (dict(epochs=0), 'epochs is 0'), (dict(batch_size=0), 'batch_size is 0'), (dict(learning_rate=-1), 'learning_rate is -1'),
-    (dict(learning_rate=float('nan')), 'learning_rate is nan'), (dict(warmup=1), 'warmup is 1'), (dict(ema=1.5), 'ema is 1.5'),
-    (dict(clip=0), 'clip is 0'), (dict(mixed_precision='half'), 'use no, bf16, fp16'), (dict(batch_size=1), 'a batch of fewer than 2')])
+    (dict(epochs=0), 'epochs is 0'), (dict(epochs=1.5), 'epochs is 1.5'), (dict(epochs='3'), 'epochs is 3'),
+    (dict(batch_size=0), 'batch_size is 0'), (dict(batch_size=1), 'a batch of fewer than 2'),
+    (dict(learning_rate=-1), 'learning_rate is -1'), (dict(learning_rate=float('nan')), 'learning_rate is nan'),
+    (dict(weight_decay=-.1), 'weight_decay is -0.1'), (dict(warmup=1), 'warmup is 1'), (dict(warmup=None), 'warmup is None'),
+    (dict(ema=1.5), 'ema is 1.5'), (dict(clip=0), 'clip is 0'), (dict(loss='focal'), "training_loss('focal', data.frame)"),
+    (dict(mixed_precision='half'), 'use no, bf16, fp16'), (dict(backbone='densenet9000'), 'Unknown backbone')])
 def test_settings_that_make_no_sense_are_named(data, tmp_path, changes, words):
-    with refused(words): fit(data, tmp_path/'run', Recipe(**{**SETTINGS, **changes}))
+    with refused(words): fit(data, tmp_path/'run', RECIPE._replace(**changes))
     assert not (tmp_path/'run').exists()
+
+def test_a_recipe_is_a_recipe(data, tmp_path):
+    for other in ['densenet_small', RECIPE._asdict()]:
+        with refused('give a Recipe'): fit(data, tmp_path/'run', other)
+
+def test_a_recipe_comes_back_from_its_checkpoint_and_trains_the_same(data, tmp_path):
+    recipe = RECIPE._replace(epochs=1, weight_decay=.1, clip=5., warmup=.1, ema=.5, mixed_precision='no')
+    fit(data, tmp_path/'run', recipe, seed=3)
+    back = Checkpoint(tmp_path/'run/epoch_001').recipe()
+    assert back._replace(loss=None) == recipe
+    fit(data, tmp_path/'again', back, seed=3)
+    assert same(tmp_path/'run', tmp_path/'again', 1)
 
 @pytest.mark.parametrize('changes', [dict(mixed_precision='bf16'), dict(ema=.9), dict(weight_decay=.1, clip=.5, warmup=.5)])
 def test_what_is_asked_for_is_kept_and_compared(data, tmp_path, changes):
-    history = fit(data, tmp_path/'run', Recipe(**{**SETTINGS, 'epochs': 1}, **changes))
+    history = fit(data, tmp_path/'run', RECIPE._replace(epochs=1, **changes))
     facts = Checkpoint(tmp_path/'run/epoch_001').facts
-    assert np.isfinite(history.train_loss).all() and all(facts[name] == value for name, value in changes.items())
-    with refused(*changes, 'differ'): fit(data, tmp_path/'run', Recipe(**{**SETTINGS, 'epochs': 1}))
+    assert np.isfinite(history.train_loss).all()
+    assert all(facts[name] == value for name, value in changes.items())
+    with refused(*changes, 'differ'): fit(data, tmp_path/'run', RECIPE._replace(epochs=1))
 
-def test_a_run_goes_on_although_the_weights_it_began_with_are_gone(data, tmp_path):
-    fit(data, tmp_path/'first', Recipe(**{**SETTINGS, 'epochs': 1}))
+def test_a_run_resumes_although_the_weights_it_began_with_are_gone(data, tmp_path):
+    fit(data, tmp_path/'first', RECIPE._replace(epochs=1))
     weights = shutil.copy(tmp_path/'first/epoch_001/model.safetensors', tmp_path/'weights.safetensors')
-    fit(data, tmp_path/'run', Recipe(**SETTINGS, weights=weights))
+    fit(data, tmp_path/'run', RECIPE._replace(weights=weights))
     shutil.rmtree(tmp_path/'run/epoch_003')
     os.remove(weights)
-    fit(data, tmp_path/'run', Recipe(**SETTINGS, weights=weights))
+    fit(data, tmp_path/'run', RECIPE._replace(weights=weights))
     facts = [checkpoint.facts['weights_facts'] for checkpoint in list_checkpoints(tmp_path/'run')]
     assert facts[0] == facts[2]
 
 def test_the_average_is_the_running_average(data, tmp_path):
-    fit(data, tmp_path/'run', Recipe(**{**SETTINGS, 'epochs': 1}, ema=.5), save_minutes=0)
+    fit(data, tmp_path/'run', RECIPE._replace(epochs=1, ema=.5), save_minutes=0)
     checkpoint = list_checkpoints(tmp_path/'run')[0]
     own, average = checkpoint.model(), checkpoint.model(averaged=True)
     assert any(not torch.equal(p, q) for p, q in zip(own.parameters(), average.parameters()))
@@ -145,45 +197,59 @@ def test_the_generator_outside_is_left_alone(data, tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    fit(data, tmp_path/'run', Recipe(**{**SETTINGS, 'epochs': 1}))
+    fit(data, tmp_path/'run', RECIPE._replace(epochs=1))
     assert torch.equal(torch.rand(3), expected)
 
 def test_schedule_climbs_then_falls_and_uses_every_step():
     for steps in [1, 2, 7, 100]:
         for warmup in [0, .05, .5, .99]:
-            shares = np.array([schedule(step, steps, warmup) for step in range(steps)])
+            shares = np.array([_schedule(step, steps, warmup) for step in range(steps)])
             top = shares.argmax()
-            assert (shares > 0).all() and shares.max() <= 1 and (np.diff(shares[:top + 1]) > 0).all() and (np.diff(shares[top:]) < 0).all()
+            assert (shares > 0).all() and shares.max() <= 1
+            assert (np.diff(shares[:top + 1]) > 0).all() and (np.diff(shares[top:]) < 0).all()
 
 SCRIPT = '''
 import sys, torch
-from cxr_influence import training
-from cxr_influence.data import read_nih
-from cxr_influence.images import decode
+from cxr_influence.data.batches import Data
+from cxr_influence.data.nih import read_nih
+from cxr_influence.data.store import decode
+from cxr_influence.training import loop
+from cxr_influence.training.checkpoints import Recipe
+from cxr_influence.training.resume import fit
 torch.set_num_threads(1)
 root, store, out, precision, rate = sys.argv[1:]
 if precision == 'float64':
-    make_model, batches = training.make_model, training.batches
-    training.make_model = lambda *arguments: make_model(*arguments).double()
-    training.batches = lambda *arguments: ((x.double(), y, i) for x, y, i in batches(*arguments))
+    make_model, batches = loop.make_model, loop.batches
+    loop.make_model = lambda *arguments: make_model(*arguments).double()
+    loop.batches = lambda *arguments: ((x.double(), y, i) for x, y, i in batches(*arguments))
 frame = read_nih(root)
-training.fit(frame, decode(frame, root, 64, store), out, 'densenet_small', epochs=2, batch_size=18, learning_rate=float(rate),
-             device='cpu', save_minutes=0)
+recipe = Recipe('densenet_small', epochs=2, batch_size=18, learning_rate=float(rate))
+fit(Data(frame, decode(frame, root, 64, store)), out, recipe, device='cpu', save_minutes=0)
 '''
 TWO = ['-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes=2', '--num_machines=1', '--main_process_port=0',
        '--mixed_precision=no', '--dynamo_backend=no']
+
+def launch(tmp_path, name, launcher, *arguments):
+    "Run the script; while another holds its folder, it waits."
+    (tmp_path/'script.py').write_text(SCRIPT)
+    said, environment = tmp_path/f'{name}.log', {**os.environ, 'OMP_NUM_THREADS': '1'}
+    command = [sys.executable, *launcher, tmp_path/'script.py', *arguments]
+    with open(said, 'w') as log, FileLock(tmp_path/f'.{name}.lock'):
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        for _ in range(1200):
+            if 'waiting for it' in said.read_text() or process.poll() is not None: break
+            time.sleep(.1)
+    assert process.wait(240) == 0, said.read_text()
+    assert said.read_text().count('waiting for it') == 1
 
 @pytest.mark.parametrize('precision, rate', [('float64', '1e-3'), ('float32', '1e-6')])
 def test_two_processes_train_as_one(phantom, data, tmp_path, precision, rate):
     """Same global batches, some of an odd size; each image counts once; one process writes. AdamW's first steps go by the sign
     of a gradient, so in float32 a last digit soon becomes a first: there the two are compared at a rate that hardly moves."""
-    (tmp_path/'script.py').write_text(SCRIPT)
-    images = (data[0].split == 'train').sum()
+    images = len(data.train)
     assert images % 18 and any(len(part) % 2 for part in np.array_split(np.arange(images), -(-images // 18)))
     for name, launcher in [('one', []), ('two', TWO)]:
-        done = subprocess.run([sys.executable, *launcher, tmp_path/'script.py', phantom, data[1].folder, tmp_path/name, precision, rate],
-                              capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
-        assert done.returncode == 0, done.stderr
+        launch(tmp_path, name, launcher, phantom, data.store.folder, tmp_path/name, precision, rate)
     one, two = read_history(tmp_path/'one'), read_history(tmp_path/'two')
     for column in ['train_loss', 'validation_loss']: np.testing.assert_allclose(two[column], one[column], rtol=1e-5)
     assert one.train_loss.iloc[1] < one.train_loss.iloc[0]

@@ -1,4 +1,4 @@
-"The audit: planted copies are found, strangers are not, and the blocks change nothing."
+"Duplicates: known copies are found, unrelated images are not, and the block size changes nothing."
 import io
 from types import SimpleNamespace
 
@@ -8,13 +8,11 @@ import pytest
 from PIL import Image
 
 from cxr_influence.data.batches import Data
-from cxr_influence.data.audit import (_describe_pairs, find_duplicates, _near_pairs,
-    _perceptual_hashes, _pixel_difference, plot_co_occurrence, plot_splits, split_shares,
-    shared_by_patient, show_duplicates)
+from cxr_influence.data.duplicates import (_describe_pairs, find_duplicates, _near_pairs,
+    _perceptual_hashes, _pixel_difference, show_duplicates)
+from cxr_influence.data.files import InputError
 from cxr_influence.data.nih import read_nih
 from cxr_influence.data.store import decode
-from cxr_influence.data.labels import FINDINGS
-from cxr_influence.data.files import InputError
 from cxr_influence.phantom.dataset import make_phantom, read_truth
 
 def jpeg(pixels):
@@ -32,24 +30,24 @@ def clean(tmp_path_factory):
     "150 phantoms of whom none is a copy."
     root = make_phantom(tmp_path_factory.mktemp('audit')/'phantom', n=150, seed=11, duplicates=0)
     frame = read_nih(root)
-    return frame, decode(frame, root, 128, root.parent/'store')
+    return Data(frame, decode(frame, root, 128, root.parent/'store'))
 
 def plant(clean, change, rows, split='test'):
     "Add changed copies of the rows, as test images of patients of their own."
-    frame, store = clean
+    frame, store = clean.frame, clean.store
     copies = frame.iloc[rows].assign(patient=range(10**6, 10**6 + len(rows)), split=split)
     copies.index = [f'copy{row:04d}.png' for row in rows]
     both = pd.concat([frame, copies])
     both.index.name = 'image'
     pixels = np.concatenate([store.pixels, np.stack([change(store.pixels[row]) for row in rows])])
-    return both, SimpleNamespace(pixels=pixels, names=both.index, size=128)
+    return Data(both, SimpleNamespace(pixels=pixels, names=both.index, size=128))
 
 @pytest.mark.parametrize('change', CHANGES)
 def test_a_planted_copy_is_found_and_comes_first(clean, change):
-    frame, store = clean
+    frame = clean.frame
     rows = np.flatnonzero(frame.split == 'train')[5:85:8]
     found = find_duplicates(plant(clean, CHANGES[change], rows))
-    crossing = found[found.split != found.other_role]
+    crossing = found[found.split != found.other_split]
     pairs = set(zip(crossing.image, crossing.other))
     planted = {(frame.index[row], f'copy{row:04d}.png') for row in rows}
     more = [frame.patient[image] == frame.patient.iloc[int(other[4:8])] for image, other in pairs - planted]
@@ -66,15 +64,15 @@ def test_strangers_are_not_reported(clean):
     assert not candidates.same_patient.all(), 'there were strangers to refuse'
 
 def test_the_order_of_alarm(clean):
-    frame, store = clean
+    frame = clean.frame
     row, = np.flatnonzero(frame.split == 'train')[[3]]
     copies = {split: plant(clean, CHANGES['as it is'], [row], split) for split in ('test', 'train')}
-    both = pd.concat([copies['test'][0], copies['train'][0].iloc[-1:].rename(index=lambda name: 'a' + name)])
-    pixels = np.concatenate([copies['test'][1].pixels, copies['train'][1].pixels[-1:]])
+    both = pd.concat([copies['test'].frame, copies['train'].frame.iloc[-1:].rename(index=lambda name: 'a' + name)])
+    pixels = np.concatenate([copies['test'].store.pixels, copies['train'].store.pixels[-1:]])
     follow_up = both.iloc[[row]].rename(index=lambda name: 'follow_up.png').assign(Mass=1 - both.Mass.iloc[row])
     both, pixels = pd.concat([both, follow_up]), np.concatenate([pixels, pixels[[row]]])
     found = find_duplicates(Data(both, SimpleNamespace(pixels=pixels, names=both.index, size=128)))
-    kinds = list(zip(found.split != found.other_role, found.same_patient))
+    kinds = list(zip(found.split != found.other_split, found.same_patient))
     assert kinds[:6] == [(True, False)]*2 + [(True, True)] + [(False, False)]*2 + [(False, True)]
     assert (found.kind[:6] == 'identical').all()
     assert found.same_labels[5] == False and found.other[5] == 'follow_up.png'
@@ -101,8 +99,8 @@ def test_blocks_of_any_size_give_every_pair(block):
 def test_no_pair_in_less_than_two_images(n): assert _near_pairs(np.zeros((n, 32), np.uint8), 40).shape == (0, 3)
 
 def test_an_odd_hash_size_is_padded_alike(data):
-    codes = _perceptual_hashes(data[1], 9)
-    assert codes.shape == (len(data[0]), 11) and not (np.unpackbits(codes, axis=1)[:, 81:]).any()
+    codes = _perceptual_hashes(data.store, 9)
+    assert codes.shape == (len(data), 11) and not (np.unpackbits(codes, axis=1)[:, 81:]).any()
 
 def test_images_of_one_colour_are_compared_without_a_fuss():
     black, white = np.zeros((64, 64), 'uint8'), np.full((64, 64), 255, 'uint8')
@@ -111,12 +109,13 @@ def test_images_of_one_colour_are_compared_without_a_fuss():
     assert _pixel_difference(black, noise) > .9
 
 def test_a_store_of_other_images_is_refused(clean):
-    frame, store = clean
+    frame = clean.frame
+    store = SimpleNamespace(names=clean.store.names, folder='store')
     for other in (frame[::-1], frame[:-1], frame.rename(index={frame.index[0]: 'x.png'})):
-        with pytest.raises(InputError, match='decode this frame'): find_duplicates(Data(other, store))
+        with pytest.raises(InputError, match='not decoded from this frame'): find_duplicates(Data(other, store))
 
 def test_nothing_found_is_an_empty_table_with_its_columns(clean):
-    frame, store = clean
+    frame, store = clean.frame, clean.store
     few = SimpleNamespace(pixels=store.pixels[[0, 60]], names=frame.index[[0, 60]], size=128)
     found = find_duplicates(Data(frame.iloc[[0, 60]], few))
     assert not len(found) and {'image', 'other', 'kind', 'difference', 'same_patient'} <= set(found.columns)
@@ -129,35 +128,10 @@ def test_the_identical_pair_of_nih_is_found(real, tmp_path):
     assert found[['image', 'other', 'kind']].to_numpy().tolist() == [['00002658_001.png', '00002658_002.png', 'identical']]
     assert found.same_patient.all() and (found.difference < 1e-3).all()
 
-def test_the_intervals_cover_the_truth():
-    rng, patients = np.random.default_rng(5), np.repeat(np.arange(120), 4)
-    risk = rng.beta(2, 6, (300, 120)) # a patient's own share of positive images: the population's mean is 1/4
-    covers = lambda low, high: low <= .25 <= high
-    shares = [shared_by_patient(pd.Series((rng.random(480) < np.repeat(r, 4)) * 1.), pd.Series(patients)) for r in risk]
-    honest = np.mean([covers(s['low'], s['high']) for s in shares])
-    half = [1.96 * (s['share'] * (1 - s['share']) / 480)**.5 for s in shares]
-    naive = np.mean([covers(s['share'] - h, s['share'] + h) for s, h in zip(shares, half)])
-    assert .91 <= honest <= .98 and naive < honest
-
 def test_an_unknown_label_agrees_with_an_unknown_one_only(data):
-    frame = data[0].iloc[[0, 0, 0]].assign(Mass=[np.nan, np.nan, 0])
+    frame = data.frame.iloc[[0, 0, 0]].assign(Mass=[np.nan, np.nan, 0])
     assert _describe_pairs(frame, np.array([[0, 1], [0, 2]])).same_labels.tolist() == [True, False]
 
-def test_unknown_labels_are_left_out_of_the_shares(data):
-    frame = data[0].copy()
-    first = frame.index[frame.split == 'train'][:10]
-    frame.loc[first, 'Mass'] = np.nan
-    shares = split_shares(frame).loc['train']
-    known = frame[(frame.split == 'train') & frame.Mass.notna()]
-    assert shares.images['Mass'] == len(known) == shares.images['No Finding'] == shares.images['Edema'] - 10
-    assert shares.positives['Mass'] == known.Mass.sum()
-    assert shares.positives['No Finding'] == (known[list(FINDINGS)].sum(axis=1) == 0).sum()
-    nothing = split_shares(frame.assign(Hernia=0.)).loc[('train', 'Hernia')]
-    assert nothing.share == 0 and np.isnan(nothing.low) and np.isnan(nothing.high)
-
-def test_the_pictures_are_drawn(data):
-    frame, store = data.frame, data.store
-    empty = frame.assign(Hernia=np.nan, age=frame.age.astype(float).where(frame.split != 'test'))
-    assert len(plot_splits(empty).axes) == 3 and len(plot_co_occurrence(frame[frame.split != 'test']).axes) == 3
-    found = find_duplicates(Data(frame, store))
-    assert len(show_duplicates(store, found[:2]).axes) == 6
+def test_the_pairs_are_shown(data):
+    found = find_duplicates(data)
+    assert len(show_duplicates(data, found[:2]).axes) == 6

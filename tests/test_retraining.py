@@ -1,0 +1,180 @@
+"Retraining on part of the images: what is kept, shared, resumed, and run side by side."
+import multiprocessing, os, signal, subprocess, sys, time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from conftest import refused
+from cxr_influence.data.labels import FINDINGS
+from cxr_influence.evidence import retraining
+from cxr_influence.evidence.retraining import (_made_of, _keep_best, retrain, run_side_by_side,
+    without)
+from cxr_influence.training.checkpoints import Recipe, best_checkpoint, list_checkpoints
+from cxr_influence.training.loop import fit, predict
+
+RECIPE = Recipe('densenet_small', epochs=2, batch_size=16)
+ROOT = str(Path(retraining.__file__).parents[2])
+
+@pytest.fixture
+def rng(): return np.random.default_rng()
+
+def test_images_left_out_change_their_split_and_nothing_else(data, rng):
+    names = rng.choice(data.train.index, 20, replace=False)
+    part = without(data, names)
+    assert set(data.train.index) - set(part.train.index) == set(names) and (part.frame.split[names] == 'unused').all()
+    assert part.frame.drop(columns='split').equals(data.frame.drop(columns='split')) and part.store is data.store
+    assert without(data, []).fingerprint == data.fingerprint
+    assert without(without(data, names[:5]), names[5:]).fingerprint == part.fingerprint
+
+def test_names_that_are_not_of_training_images(data):
+    with refused('2 of 3 names', 'data.train.index'): without(data, ['a.png', data.test.index[0], data.train.index[0]])
+    with refused('1 of 1'): without(without(data, data.train.index[:1]), data.train.index[:1])
+
+def test_logits_are_those_of_the_last_or_of_the_best_checkpoint(data, tmp_path):
+    recipe, rows = RECIPE._replace(epochs=4), np.r_[data.rows('test')[::-1], data.rows('validation')]
+    fit(data, tmp_path/'plain', recipe, 3, 'cpu')
+    for choose_best, checkpoint in [(False, list_checkpoints(tmp_path/'plain')[-1]), (True, best_checkpoint(tmp_path/'plain'))]:
+        logits = retrain(data, recipe, 3, rows, tmp_path/'out', choose_best, 'cpu')
+        assert logits.index.equals(data.frame.index[rows]) and list(logits) == list(FINDINGS)
+        assert logits.attrs['epoch'] == checkpoint.facts['epoch']
+        np.testing.assert_allclose(logits, predict(checkpoint.model(), data, rows), atol=1e-6)
+    assert not [path for path in (tmp_path/'out').iterdir() if path.is_dir()]
+
+def test_averaged_weights_predict_where_they_are_kept(data, tmp_path):
+    recipe, rows = RECIPE._replace(ema=.9), data.rows('test')
+    fit(data, tmp_path/'plain', recipe, 0, 'cpu')
+    last = list_checkpoints(tmp_path/'plain')[-1]
+    logits = retrain(data, recipe, 0, rows, tmp_path/'out', device='cpu')
+    np.testing.assert_allclose(logits, predict(last.model(averaged=True), data, rows), atol=1e-6)
+    assert not np.allclose(logits, predict(last.model(), data, rows), atol=1e-6)
+
+def test_it_trains_nothing_twice(data, tmp_path, monkeypatch):
+    rows = data.rows('test')
+    before = retrain(data, RECIPE, 0, rows, tmp_path, device='cpu')
+    monkeypatch.setattr(retraining, 'fit', lambda *a, **k: pytest.fail('trained again'))
+    again = retrain(data, RECIPE._replace(compile=True), np.int64(0), list(rows), tmp_path, device='cpu')
+    assert again.equals(before) and again.attrs == before.attrs
+
+def test_the_name_states_all_that_decides(data, rng):
+    rows = data.rows('test')
+    def name(data=data, recipe=RECIPE, seed=0, rows=rows, best=False): return str(_made_of(data, recipe, seed, rows, best))
+    changed = [dict(learning_rate=.1), dict(epochs=3), dict(weights='imagenet'), dict(ema=.9), dict(mixed_precision='bf16'),
+               dict(loss=retraining_loss(gamma=0)), dict(loss=retraining_loss(gamma=1))]
+    other = data.with_frame(data.frame.assign(Hernia=1 - data.frame.Hernia))
+    names = {name(), name(other), name(seed=1), name(rows=rows[::-1]), name(best=True), name(without(data, data.train.index[:1])),
+             *(name(recipe=RECIPE._replace(**change)) for change in changed)}
+    assert len(names) == 6 + len(changed)
+
+def retraining_loss(gamma):
+    from cxr_influence.training.losses import FocalLoss
+    return FocalLoss(gamma=gamma)
+
+def test_only_the_best_and_the_last_checkpoint_stay(data, tmp_path):
+    for folder, after in [('all', None), ('few', lambda _: _keep_best(tmp_path/'few'))]:
+        fit(data, tmp_path/folder, Recipe('densenet_small', epochs=5, batch_size=64), device='cpu', after_epoch=after)
+    best = best_checkpoint(tmp_path/'all')
+    assert best_checkpoint(tmp_path/'few').facts['epoch'] == best.facts['epoch']
+    assert {c.facts['epoch'] for c in list_checkpoints(tmp_path/'few')} == {best.facts['epoch'], 5}
+
+def test_two_that_meet_train_once(data, tmp_path, monkeypatch):
+    seen = []
+    def slow(data, recipe, seed, rows, folder, *rest):
+        seen.append(folder)
+        folder.mkdir()
+        time.sleep(.5)
+        return pd.DataFrame(0., data.frame.index[rows], list(FINDINGS))
+    monkeypatch.setattr(retraining, '_train_and_predict', slow)
+    with ThreadPoolExecutor(3) as pool:
+        done = list(pool.map(lambda _: retrain(data, RECIPE, 0, data.rows('test'), tmp_path, device='cpu'), range(3)))
+    assert len(seen) == 1 and done[0].equals(done[1]) and done[0].equals(done[2])
+    assert [path.suffix for path in tmp_path.iterdir() if path.name[0] != '.'] == ['.parquet']
+
+SCRIPT = '''
+import sys
+from cxr_influence.data.batches import Data
+from cxr_influence.data.nih import read_nih
+from cxr_influence.data.store import decode
+from cxr_influence.evidence.retraining import retrain
+from cxr_influence.training.checkpoints import Recipe
+if __name__ == '__main__':
+    root, store, out, epochs = sys.argv[1:]
+    frame = read_nih(root)
+    data = Data(frame, decode(frame, root, 64, store))
+    recipe = Recipe('densenet_small', epochs=int(epochs), batch_size=16)
+    print(retrain(data, recipe, 0, data.rows('test'), out, device='cpu').shape)
+'''
+
+def script(tmp_path, phantom, data, out, epochs):
+    (tmp_path/'script.py').write_text(SCRIPT)
+    return [str(word) for word in [tmp_path/'script.py', phantom, data.store.folder, out, epochs]]
+
+def environment():
+    return os.environ | {'TQDM_DISABLE': '1', 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1', 'PYTHONPATH': ROOT}
+
+def test_a_killed_retraining_resumes_and_gives_the_same(phantom, data, tmp_path):
+    call = [sys.executable, *script(tmp_path, phantom, data, tmp_path/'out', 8)]
+    process = subprocess.Popen(call, start_new_session=True, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not list((tmp_path/'out').glob('*/epoch_002')) and process.poll() is None and time.monotonic() < until: time.sleep(.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list((tmp_path/'out').glob('*.parquet')) and list((tmp_path/'out').glob('*/epoch_*'))
+    recipe, rows = RECIPE._replace(epochs=8), data.rows('test')
+    resumed = retrain(data, recipe, 0, rows, tmp_path/'out', device='cpu')
+    np.testing.assert_allclose(resumed, retrain(data, recipe, 0, rows, tmp_path/'whole', device='cpu'), atol=1e-4)
+    assert not [path for path in (tmp_path/'out').iterdir() if path.is_dir()]
+
+def test_two_processes_retrain_as_one(phantom, data, tmp_path):
+    launch = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes=2', '--num_machines=1',
+              '--main_process_port=0', '--mixed_precision=no', '--dynamo_backend=no']
+    call = [*launch, *script(tmp_path, phantom, data, tmp_path/'out', 2)]
+    for _ in range(2): # trained, then read
+        done = subprocess.run(call, env=environment(), cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0 and done.stdout.count('14)') == 2, done.stderr[-2000:]
+    path, = [path for path in (tmp_path/'out').iterdir() if path.name[0] != '.']
+    one = retrain(data, RECIPE, 0, data.rows('test'), tmp_path/'one', device='cpu')
+    two = pd.read_parquet(path) # rounded otherwise, which AdamW enlarges
+    assert two.index.equals(one.index) and np.corrcoef(two.to_numpy().ravel(), one.to_numpy().ravel())[0, 1] > .9
+
+def wait_and_square(number, seconds):
+    time.sleep(seconds)
+    return number**2
+
+def threads(): return torch.get_num_threads()
+def fail(): raise KeyError('a bug')
+def die(): os.kill(os.getpid(), signal.SIGKILL)
+
+def test_results_come_in_the_order_of_the_calls(rng):
+    calls = [(number, float(rng.uniform(0, .1))) for number in range(8)]
+    expected = [number**2 for number in range(8)]
+    with ThreadPoolExecutor(4) as pool: assert run_side_by_side(wait_and_square, calls, 'squares', pool) == expected
+    with ThreadPoolExecutor(4) as pool:
+        assert run_side_by_side(wait_and_square, calls, 'squares', pool, rng.integers(1, 9, 8)) == expected
+    assert run_side_by_side(wait_and_square, calls) == expected
+
+def test_the_longest_begin(monkeypatch):
+    begun = []
+    with ThreadPoolExecutor(1) as pool: run_side_by_side(lambda name: begun.append(name), [('short',), ('long',)], 'calls', pool, [1, 5])
+    assert begun == ['long', 'short']
+
+def test_cores_are_divided_and_the_bars_come_back(monkeypatch):
+    before, bars = torch.get_num_threads(), os.environ.get('TQDM_DISABLE')
+    monkeypatch.setattr(retraining, 'cpu_count', lambda: 2)
+    assert run_side_by_side(threads, [()] * 2) == [1, 1]
+    assert torch.get_num_threads() == before and os.environ.get('TQDM_DISABLE') == bars
+
+def test_a_bug_keeps_its_traceback():
+    with ThreadPoolExecutor(1) as pool, pytest.raises(KeyError, match='a bug'): run_side_by_side(fail, [()], 'calls', pool)
+
+def test_a_killed_process_is_reported_in_a_sentence():
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+        with refused('was killed', '0 of 1 calls', 'resume'): run_side_by_side(die, [()], 'calls', pool)
+
+def test_a_cluster_of_dask_keeps_the_order():
+    distributed = pytest.importorskip('distributed')
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster, distributed.Client(cluster) as client:
+        assert run_side_by_side(pow, [(2, 3), (3, 2), (5, 1)], 'powers', client.get_executor()) == [8, 9, 5]
