@@ -11,9 +11,9 @@ from cxr_influence.data.labels import FINDINGS
 from cxr_influence.training.checkpoints import list_checkpoints
 from cxr_influence.training.networks import _head_name, make_model
 from cxr_influence.attribution.scoring import influence
-from cxr_influence.attribution.tracin import self_influence
+from cxr_influence.attribution.layerwise import self_influence
 from cxr_influence.evidence import retraining
-from cxr_influence.evidence import valuations as methods
+from cxr_influence.evidence.valuations import valuations as methods
 from cxr_influence.evidence.valuations import (VALUATIONS, _margins, _neighbour_agreement,
     _patient_folds, _scale_logits, _targets_of, _training_logits, aum, average_ranks,
     cross_validated_probabilities, el2n, forgetting, gradient_norms, knn_shapley,
