@@ -1,5 +1,5 @@
 "The commands in a shell, and the experiments by papermill, as a person would run them."
-import json, os, subprocess, sys
+import json, os, re, subprocess, sys
 from pathlib import Path
 
 import pandas as pd
@@ -94,3 +94,27 @@ def test_the_command_trains_on_two_processes(study, tmp_path):
     facts = json.loads((tmp_path/'checkpoints/epoch_001/checkpoint.json').read_text())
     assert facts['processes'] == 2 and facts['epochs'] == 1
     assert len(list(tmp_path.glob('_runs/*/*'))) == 1 and len(pd.read_csv(tmp_path/'results/baseline.csv')) == 17
+
+def test_help_is_light(tmp_path):
+    "Neither the import nor a command's help loads what only a run needs."
+    code = ('import sys\nfrom unittest.mock import patch\nimport cxr_influence, cxr_influence.runs.cli as cli\n'
+            'for name in cli.__all__:\n'
+            '    with patch.object(sys, "argv", [name, "--help"]):\n'
+            '        try: getattr(cli, name)()\n'
+            '        except SystemExit: pass\n')
+    done = subprocess.run([sys.executable, '-X', 'importtime', '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    loaded = {line.rpartition('|')[2].strip() for line in done.stderr.splitlines() if line.startswith('import time:')}
+    assert done.returncode == 0 and done.stdout.count('usage:') == 6 and 'cxr_influence.runs.cli' in loaded
+    assert not loaded & {'torch', 'pandas', 'matplotlib', 'sklearn', 'papermill', 'nbconvert', 'nbformat'}
+
+def test_the_demonstration_ends_in_one_report_of_four_chapters(tmp_path):
+    code, text = shell(tmp_path, 'cxr_demo', '--n', 60, '--epochs', 1, '--seeds', 1)
+    assert code == 0 and all(f'{step}/4' in text for step in range(1, 5)), text
+    page = (tmp_path/'results/report.html').read_text()
+    chapters = re.findall(r'<h1[^>]*>(.*?)<a', page)
+    titles = [json.loads((run/'notebook.ipynb').read_text())['cells'] for run in sorted(tmp_path.glob('_runs/*/*'))]
+    assert len(chapters) == 5 and chapters[0] == 'From radiographs to influence to subsets'
+    assert len(titles) == 4 and chapters[3] == chapters[4] and len(set(chapters)) == 4
+    opening = page[:page.index(chapters[1])]
+    assert 'remove 10% by influence, top' in opening and 'select 30% by influence, top' in opening
+    assert 'With one retraining of each subset' in opening and page.count('data:image/png') > 3
