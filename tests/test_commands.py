@@ -105,7 +105,7 @@ def test_the_import_and_help_are_light(tmp_path, command):
     assert not loaded & {'torch', 'pandas', 'matplotlib', 'sklearn', 'papermill', 'nbconvert', 'nbformat'}
 
 def test_the_demonstration_ends_in_one_report_of_four_chapters(tmp_path):
-    code, text = shell(tmp_path, 'cxr_demo', '--n', 60, '--epochs', 1, '--seeds', 1)
+    code, text = shell(tmp_path, 'cxr_demo', '--n', 130, '--epochs', 1, '--seeds', 1)
     assert code == 0 and all(f'{step}/4' in text for step in range(1, 5)), text
     page = (tmp_path/'results/report.html').read_text()
     chapters = re.findall(r'<h1[^>]*>(.*?)<a', page)
