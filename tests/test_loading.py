@@ -6,7 +6,7 @@ import pandas as pd
 import pytest, torch
 
 from cxr_influence.data.batches import Data, batches
-from cxr_influence.data.nih import find_files, find_images
+from cxr_influence.data.nih import find_files, find_images, read_nih
 from cxr_influence.data.store import decode
 from cxr_influence.data.labels import FINDINGS
 from cxr_influence.data.files import InputError
@@ -20,9 +20,9 @@ pytestmark = pytest.mark.filterwarnings('ignore:The image decoding and encoding'
 SIZE = 32 # half of the phantom's, so that every way has to resize
 
 @pytest.fixture(scope='module')
-def made(data, phantom, tmp_path_factory):
+def made(phantom, tmp_path_factory):
     "Thirty images: their store at half size, their targets, their paths, and the batch expected."
-    frame, folder = data[0].iloc[:30], tmp_path_factory.mktemp('loading')
+    frame, folder = read_nih(phantom).iloc[:30], tmp_path_factory.mktemp('loading')
     store, paths = decode(frame, phantom, SIZE, folder/'store'), find_images(frame.index, find_files(phantom), phantom)
     x, y, _ = next(batches(Data(frame, store), range(30), 30))
     return folder, store, y, paths, x
