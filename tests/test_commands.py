@@ -1,5 +1,5 @@
 "The commands in a shell, and the experiments by papermill, as a person would run them."
-import json, os, subprocess, sys
+import json, os, re, subprocess, sys
 from pathlib import Path
 
 import pandas as pd
@@ -94,3 +94,24 @@ def test_the_command_trains_on_two_processes(study, tmp_path):
     facts = json.loads((tmp_path/'checkpoints/epoch_001/checkpoint.json').read_text())
     assert facts['processes'] == 2 and facts['epochs'] == 1
     assert len(list(tmp_path.glob('_runs/*/*'))) == 1 and len(pd.read_csv(tmp_path/'results/baseline.csv')) == 17
+
+@pytest.mark.parametrize('command', ['import'] + 'cxr_download cxr_phantom cxr_baseline cxr_influence cxr_subset cxr_demo'.split())
+def test_the_import_and_help_are_light(tmp_path, command):
+    "Neither loads what only a run needs."
+    words = ['-c', 'import cxr_influence.runs.cli; print("usage:")'] if command == 'import' else [BIN/command, '--help']
+    done = subprocess.run([sys.executable, '-X', 'importtime', *words], cwd=tmp_path, capture_output=True, text=True)
+    loaded = {line.rpartition('|')[2].strip() for line in done.stderr.splitlines() if line.startswith('import time:')}
+    assert done.returncode == 0 and 'usage:' in done.stdout and 'cxr_influence.runs.cli' in loaded, done.stderr
+    assert not loaded & {'torch', 'pandas', 'matplotlib', 'sklearn', 'papermill', 'nbconvert', 'nbformat'}
+
+def test_the_demonstration_ends_in_one_report_of_four_chapters(tmp_path):
+    code, text = shell(tmp_path, 'cxr_demo', '--n', 130, '--epochs', 1, '--seeds', 1)
+    assert code == 0 and all(f'{step}/4' in text for step in range(1, 5)), text
+    page = (tmp_path/'results/report.html').read_text()
+    chapters = re.findall(r'<h1[^>]*>(.*?)<a', page)
+    titles = [json.loads((run/'notebook.ipynb').read_text())['cells'] for run in sorted(tmp_path.glob('_runs/*/*'))]
+    assert len(chapters) == 5 and chapters[0] == 'From radiographs to influence to subsets'
+    assert len(titles) == 4 and chapters[3] == chapters[4] and len(set(chapters)) == 4
+    opening = page[:page.index(chapters[1])]
+    assert 'remove 10% by influence, top' in opening and 'select 30% by influence, top' in opening
+    assert 'With one retraining of each subset' in opening and page.count('data:image/png') > 3

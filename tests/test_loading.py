@@ -1,24 +1,28 @@
-"The race of loaders: every way gives the same batches, the measures are sane, and the experiment runs from end to end."
-import json
+"The race of loaders: every way gives the same batches, the measures are sane, and the page runs from end to end."
+import json, os, sys
+from pathlib import Path
 
 import pandas as pd
 import pytest, torch
 
 from cxr_influence.data.batches import Data, batches
-from cxr_influence.data.nih import find_files, find_images
+from cxr_influence.data.nih import find_files, find_images, read_nih
 from cxr_influence.data.store import decode
 from cxr_influence.data.labels import FINDINGS
 from cxr_influence.data.files import InputError
-from cxr_influence.benchmarks import loading
 from cxr_influence.runs.runs import run
+
+BENCHMARKS = Path(__file__).resolve().parents[1]/'nbs/benchmarks'
+sys.path.insert(0, str(BENCHMARKS))
+import _loading as loading
 
 pytestmark = pytest.mark.filterwarnings('ignore:The image decoding and encoding') # torchvision's, for torchcodec
 SIZE = 32 # half of the phantom's, so that every way has to resize
 
 @pytest.fixture(scope='module')
-def made(data, phantom, tmp_path_factory):
+def made(phantom, tmp_path_factory):
     "Thirty images: their store at half size, their targets, their paths, and the batch expected."
-    frame, folder = data[0].iloc[:30], tmp_path_factory.mktemp('loading')
+    frame, folder = read_nih(phantom).iloc[:30], tmp_path_factory.mktemp('loading')
     store, paths = decode(frame, phantom, SIZE, folder/'store'), find_images(frame.index, find_files(phantom), phantom)
     x, y, _ = next(batches(Data(frame, store), range(30), 30))
     return folder, store, y, paths, x
@@ -95,9 +99,10 @@ def test_many_names_make_a_store_of_few_files(made, tmp_path):
     assert len(pixels) == 10 and all((pixels[row] == pixels[row % 4]).all() for row in range(10))
     assert loading.read_many(tmp_path/'store').keys() == {'open_ms', 'fastest_seconds', 'slowest_seconds'}
 
-def test_the_experiment_runs_and_leaves_its_tables(phantom, tmp_path, monkeypatch):
+def test_the_page_runs_and_leaves_its_tables(phantom, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = run('loading', name='tiny', data=str(phantom), sources=20, source_size=128, image_size=SIZE, batch_size=8,
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(filter(None, [str(BENCHMARKS), os.environ.get('PYTHONPATH')])))
+    folder = run(BENCHMARKS/'loading.ipynb', name='tiny', data=str(phantom), sources=20, source_size=128, image_size=SIZE, batch_size=8,
                  passes=1, rounds=1, sizes=[20, 40])
     row, grown = pd.read_csv(folder/'row.csv').iloc[0], pd.read_csv(folder/'growth.csv', index_col='images')
     ways = pd.read_csv(folder/'race.csv', index_col='way')
