@@ -12,7 +12,7 @@ from cxr_influence.training.networks import make_model
 from cxr_influence.data.splits import check_splits
 from cxr_influence.attribution.scoring import influence
 from cxr_influence.training.checkpoints import Checkpoint, list_checkpoints
-from cxr_influence.training.loop import fit
+from cxr_influence.training.resume import fit
 
 @pytest.fixture
 def copy(phantom, tmp_path): return shutil.copytree(phantom, tmp_path/'copy')

@@ -7,7 +7,8 @@ from torchvision.ops import sigmoid_focal_loss
 
 from conftest import refused
 from cxr_influence.data.labels import FINDINGS
-from cxr_influence.training.losses import LOSSES, FocalLoss, class_weights, focal_loss, training_loss
+from cxr_influence.training.losses import (LOSSES, FocalLoss, class_weights, focal_loss,
+    training_loss)
 
 def inputs(fresh, dtype=torch.float64): return (torch.randn(50, 14, generator=fresh, dtype=dtype) * 5,
                                                 (torch.rand(50, 14, generator=fresh) < .3).to(dtype))

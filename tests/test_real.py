@@ -9,7 +9,7 @@ from cxr_influence.data.store import decode
 from cxr_influence.data.labels import FINDINGS, encode_all
 from cxr_influence.attribution.scoring import query_losses, score_checkpoint
 from cxr_influence.training.checkpoints import list_checkpoints
-from cxr_influence.training.loop import fit
+from cxr_influence.training.resume import fit
 
 PUBLISHED = dict(Atelectasis=11559, Cardiomegaly=2776, Effusion=13317, Infiltration=19894, Mass=5782, Nodule=6331,
                  Pneumonia=1431, Pneumothorax=5302, Consolidation=4667, Edema=2303, Emphysema=2516, Fibrosis=1686,

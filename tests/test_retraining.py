@@ -14,7 +14,8 @@ from cxr_influence.evidence import retraining
 from cxr_influence.evidence.retraining import (_made_of, _keep_best, retrain, run_side_by_side,
     without)
 from cxr_influence.training.checkpoints import Recipe, best_checkpoint, list_checkpoints
-from cxr_influence.training.loop import fit, predict
+from cxr_influence.training.resume import fit
+from cxr_influence.training.loop import predict
 
 RECIPE = Recipe('densenet_small', epochs=2, batch_size=16)
 ROOT = str(Path(retraining.__file__).parents[2])

@@ -21,7 +21,7 @@ from cxr_influence.data.images import read_image
 from cxr_influence.data.store import decode, open_store, verify_store
 from cxr_influence.data.files import InputError
 from cxr_influence.training.checkpoints import list_checkpoints
-from cxr_influence.training.loop import fit
+from cxr_influence.training.resume import fit
 
 @pytest.fixture
 def copy(phantom, tmp_path): return shutil.copytree(phantom, tmp_path/'copy')

@@ -23,7 +23,7 @@ from cxr_influence.measures.calibration import calibration_error
 from cxr_influence.measures.intervals import percentile_interval, seed_means
 from cxr_influence.training.checkpoints import best_checkpoint, list_checkpoints
 from cxr_influence.training.evaluation import evaluate_checkpoint
-from cxr_influence.training.loop import fit
+from cxr_influence.training.resume import fit
 from cxr_influence.training.losses import training_loss
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from conftest import refused
 from cxr_influence.training.checkpoints import Recipe
 from cxr_influence.data.batches import Data
 from cxr_influence.data.nih import fingerprint, read_nih
-from cxr_influence.data.store import decode, read_image
+from cxr_influence.data.store import decode
+from cxr_influence.data.images import read_image
 from cxr_influence.data.labels import FINDINGS, NO_FINDING
 from cxr_influence.data.files import InputError
 from cxr_influence.training.losses import FocalLoss, class_weights, training_loss
@@ -26,7 +27,7 @@ from cxr_influence.data.tables import (from_medmnist, from_torchxrayvision, read
 from cxr_influence.attribution.scoring import influence
 from cxr_influence.training.checkpoints import list_checkpoints
 from cxr_influence.training.evaluation import evaluate_checkpoint
-from cxr_influence.training.loop import fit
+from cxr_influence.training.resume import fit
 
 COLUMNS = ['patient', 'age', 'sex', 'view', 'follow_up', 'split', *FINDINGS]
 CHEXPERT = {name: name for name in ['No Finding', 'Atelectasis', 'Cardiomegaly', 'Pneumonia', 'Pneumothorax', 'Consolidation',
