@@ -7,7 +7,7 @@ from cxr_influence.data.nih import (TABLE_NAMES, find_files, find_file, read_lis
     read_table)
 from cxr_influence.data.store import decode
 from cxr_influence.data.labels import FINDINGS, encode_all
-from cxr_influence.attribution.scoring import query_losses, score_checkpoint
+from cxr_influence.attribution.scoring import score_checkpoint
 from cxr_influence.training.checkpoints import list_checkpoints
 from cxr_influence.training.resume import fit
 
@@ -49,6 +49,7 @@ def test_identical_radiographs_get_identical_scores(real, tmp_path):
     frame.loc[twins, list(FINDINGS)] = frame.loc[twins[0], list(FINDINGS)].to_numpy()
     store = decode(frame, real, 64, tmp_path/'store')
     assert np.array_equal(*store.pixels[frame.index.get_indexer(twins)])
-    fit(Data(frame, store), tmp_path/'run', Recipe('densenet_small', epochs=1, batch_size=8), device='cpu')
-    scores = score_checkpoint(list_checkpoints(tmp_path/'run')[0], Data(frame, store), query_losses(frame), tmp_path/'scores').loc[twins]
+    data = Data(frame, store)
+    fit(data, tmp_path/'run', Recipe('densenet_small', epochs=1, batch_size=8), device='cpu')
+    scores = score_checkpoint(list_checkpoints(tmp_path/'run')[0], data, tmp_path/'scores.csv').loc[twins]
     np.testing.assert_allclose(scores.iloc[0], scores.iloc[1], rtol=1e-3, atol=1e-4)
