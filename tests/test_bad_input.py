@@ -72,7 +72,7 @@ def test_checkpoints_that_are_missing_or_of_another_model(data, checkpoints, tmp
         path.write_text(json.dumps(facts | change))
         with refused(*words): influence(copy, data, tmp_path/'scores/influence.csv', device='cpu')
     path.write_text(json.dumps({name: value for name, value in facts.items() if name != 'learning_rate'}))
-    with refused('does not say learning_rate'): Checkpoint(copy/'epoch_002')
+    with refused('does not state learning_rate'): Checkpoint(copy/'epoch_002')
     path.write_text('{')
     with refused('is not JSON'): Checkpoint(copy/'epoch_002')
     path.write_text(json.dumps(facts))
