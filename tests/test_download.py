@@ -92,7 +92,7 @@ def test_a_later_process_goes_on_too(site, waits, tmp_path):
 
 def test_it_gives_up_after_some_tries_in_vain_with_growing_waits(site, waits, tmp_path):
     site.cuts = [300_000] + [0]*9
-    with pytest.raises(InputError, match='cut.*the same command goes on') as error: _fetch(site.url + 'f', tmp_path/'f', tries=4, wait=1)
+    with pytest.raises(InputError, match='cut.*the same command resumes') as error: _fetch(site.url + 'f', tmp_path/'f', tries=4, wait=1)
     assert waits == [1, 2, 4] and len(site.log) == 4 and one_sentence(error)
 
 def test_cuts_with_progress_do_not_use_up_the_tries(site, waits, tmp_path):
@@ -190,7 +190,7 @@ def test_a_busy_server_is_asked_again(site, waits, tmp_path):
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='no /dev/full')
 def test_a_full_disk_by_the_system_itself(site, tmp_path):
     (tmp_path/'f.part').symlink_to('/dev/full')
-    with pytest.raises(InputError, match=r'disk of .* is full, 1\.00MB of f are missing.*the same command goes on') as error: _fetch(site.url + 'f', tmp_path/'f')
+    with pytest.raises(InputError, match=r'disk of .* is full, 1\.00MB of f are missing.*the same command resumes') as error: _fetch(site.url + 'f', tmp_path/'f')
     assert one_sentence(error)
 
 def fills_up(after):
