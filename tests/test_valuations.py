@@ -1,5 +1,5 @@
 "Data valuation methods: their laws, KNN-Shapley by its definition, what is kept, and every refusal in one sentence."
-import itertools, json, os, subprocess, sys
+import importlib, itertools, json, os, subprocess, sys
 
 import numpy as np
 import pandas as pd
@@ -13,11 +13,12 @@ from cxr_influence.training.networks import _head_name, make_model
 from cxr_influence.attribution.scoring import influence
 from cxr_influence.attribution.layerwise import self_influence
 from cxr_influence.evidence import retraining
-from cxr_influence.evidence.valuations import valuations as methods
 from cxr_influence.evidence.valuations import (VALUATIONS, _margins, _neighbour_agreement,
     _patient_folds, _scale_logits, _targets_of, _training_logits, aum, average_ranks,
     cross_validated_probabilities, el2n, forgetting, gradient_norms, knn_shapley,
     label_error_scores, label_quality, last_layer_features, standardised_loss, valuations)
+
+methods = importlib.import_module('cxr_influence.evidence.valuations') # a function has its name
 
 CHEAP = ['random', 'loss', 'worst_loss', 'standardised_loss', 'el2n', 'aum', 'forgetting', 'knn_shapley']
 
