@@ -255,7 +255,7 @@ def plot_differences(
         ax.set_xticks(range(len(shares)), [f'{100 * share:.3g}' for share in shares])
         ax.set(xlim=(-.5, len(shares) - .5), xlabel=f'% of images to {table["mode"].iloc[0]}')
     figure.supylabel(f'{metric.upper()} minus {reference}', fontsize=10)
-    figure.suptitle('Difference, 95 % interval (pale: contains zero)', fontsize=10)
+    figure.suptitle('95 % intervals; pale: contains zero', fontsize=10)
     return _close_with_legend(figure)
 
 # %% ../../nbs/6_evidence/04_comparison.ipynb #fig00006
@@ -272,12 +272,12 @@ def plot_finding_differences(
     for ax, shown in panels:
         _draw_rules(ax, shown, order, 'finding', .24)
         ax.xaxis.set_major_locator(MaxNLocator(4))
-        ax.set_xlabel(f'{metric.upper()} minus {reference}')
+        ax.set_xlabel(f'{metric.upper()} minus {reference}, 95 %')
         ax.tick_params(axis='y', labelsize=8)
     words = [f'{finding.replace("_", " ")} ({positives[finding]:.0f})' for finding in order]
     panels[0][0].set(yticks=range(len(order)), yticklabels=words, ylim=(len(order) - .5, -.5))
     what = f'{table["mode"].iloc[0].title()} {table.fraction.iloc[0]:.0%} of the images'
-    figure.suptitle(f'{what}, 95 % (pale: contains zero)', fontsize=10)
+    figure.suptitle(what, fontsize=10)
     return _close_with_legend(figure)
 
 # %% ../../nbs/6_evidence/04_comparison.ipynb #82e31c2b

@@ -179,7 +179,7 @@ def _write_phantom(folder, plan, parameters):
     (folder/'phantom.json').write_text(json.dumps(parameters, indent=1))
 
 # %% ../../nbs/2_phantom/02_dataset.ipynb #12264035
-_VERSION = 1
+_VERSION, _FLOOR = 1, .05 # of the code; the least share of images with a finding
 _RANGES = {'n': (20, 10**6), 'size': (32, 1024), 'seed': (0, 2**63), 'label_errors': (0, .5),
            'duplicates': (0, .2), 'test_fraction': (.05, .5), 'floor': (0, .3)}
 
@@ -224,11 +224,10 @@ def make_phantom(
     label_errors:float=.1, # share of the train_val images with one flipped label
     duplicates:float=.02, # share of all images that are near-duplicates; train_val only
     test_fraction:float=.2, # share of all images in the test list
-    floor:float=.05, # least share of images with a finding
 ) -> Path: # the folder
     "Write a phantom data set in NIH's layout. Raises `InputError`."
     sampling = _check_phantom(seed=seed, label_errors=label_errors, duplicates=duplicates,
-                              test_fraction=test_fraction, floor=floor)
+                              test_fraction=test_fraction, floor=_FLOOR)
     parameters = _check_phantom(n=n, size=size) | sampling | {'version': _VERSION}
     root = project_path(root)
     if _holds_phantom(root, parameters): return root

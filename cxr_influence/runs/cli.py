@@ -109,11 +109,13 @@ def _train(
     from cxr_influence.data.nih import find_files
     from cxr_influence.runs.runs import run
     from cxr_influence.training import networks, recipes
-    settings = recipes.recipe(recipe, **changes)
+    elsewhere = ('loss', 'image_size') # not of the network
+    own = {name: value for name, value in changes.items() if name not in elsewhere}
+    settings = recipes.recipe(recipe, **own)
     find_files(data)
     if not any(Path(checkpoints).glob('*/*.json')):
-        size = settings['image_size']
-        networks.make_model(settings['backbone'], settings['weights'], 0, size)
+        size = changes['image_size'] or recipes.RECIPES[recipe].image_size
+        networks.make_model(settings.backbone, settings.weights, 0, size)
     folder = run('baseline', again=True, data=data, checkpoints=checkpoints, recipe=recipe,
                  **changes, **reading)
     if folder is None: return # another process has the results

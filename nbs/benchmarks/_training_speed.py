@@ -64,14 +64,13 @@ def new_training(
                ema=None, peak_learning_rate=1e-4, weight_decay=.01, warmup=0., clip=10.,
                mixed_precision=precision, loss=FocalLoss().settings())
     everything = data.with_frame(data.frame.assign(split='train'))
-    return _Training(everything, data.store.folder / 'no run', run, processes)
+    return _Training(everything, run, processes)
 
 def our_steps(training:_Training): # yields the loss of each step
     "Train as `fit` does."
     size, device = training.run['batch_size'], training.processes.device
     for x, y, _ in batches(training.data, training.rows, size, device, torch.Generator()):
-        numbers, _ = training.take_step(x, y, len(x))
-        yield numbers[0].item() / len(x)
+        yield training._take_step(x, y, len(x)).item() / len(x)
 
 def images_per_second(
     steps, # a generator that takes one step at a time
