@@ -234,20 +234,19 @@ def _take_labels(
     table:pd.DataFrame, findings, labels, separator:str, report:Report, # as in `read_dataset`
 ) -> pd.DataFrame:
     "Take the labels as lower-case text, one column per finding. Raises `InputError`."
-    findings = findings if isinstance(findings, dict) else {finding: finding
-                                                            for finding in findings}
+    if not isinstance(findings, dict): findings = {finding: finding for finding in findings}
     if not findings:
         raise InputError('findings is empty: say which columns or labels are which finding.')
     for finding, said in findings.items():
         if finding != NO_FINDING: check_finding(finding)
-        if callable(said) and labels is not None or isinstance(said, (list, tuple,
-                                                                      set)) and labels is None:
-            raise InputError(f'findings[{finding!r}] is {said!r}: give a column, or a function of '
-                             'the table, or, with labels= (their column), one or several labels.')
+        several = isinstance(said, (list, tuple, set))
+        if several and labels is None or callable(said) and labels is not None:
+            raise InputError(f'findings[{finding!r}] is {said!r}: give a column, or a function '
+                             'of the table, or, with labels= (their column), some labels.')
     if labels is not None:
         return _split_labels(_text_column(table, labels, 'labels'), findings, separator, report)
-    return pd.DataFrame({finding: _text_column(table, said, finding).str.lower() for finding,
-                         said in findings.items()})
+    return pd.DataFrame({finding: _text_column(table, said, finding).str.lower()
+                         for finding, said in findings.items()})
 
 # %% ../../nbs/1_data/08_tables.ipynb #76288b50
 def _report_columns(report:Report, name:str, table:pd.DataFrame, used:list, findings,
