@@ -16,8 +16,8 @@ from scipy.interpolate import interp1d
 from ..data.files import InputError
 from ..data.labels import FINDINGS
 from .subsets import _LABELS
-from cxr_influence.measures.intervals import (patient_weights, percentile_interval, seed_means,
-    weighted_auroc)
+from ..measures.intervals import (_draw_intervals, patient_weights,
+    percentile_interval, seed_means, weighted_auroc)
 
 # %% ../../nbs/6_evidence/04_comparison.ipynb #ad35e6c9
 _RULE_STYLES = {'top': ('tab:blue', 'v'), 'bottom': ('tab:red', '^'), 'random': ('.45', 'o'),
@@ -203,24 +203,23 @@ def compare(
     return pd.DataFrame(table).reindex(columns=[*_GROUP, *columns])
 
 # %% ../../nbs/6_evidence/04_comparison.ipynb #fig00002
-def _draw_intervals(
+def _draw_rows(
     ax, # to draw on
     places, # (n,) along the axis that has no numbers
     table:pd.DataFrame, # n rows with the value, `low` and `high`
     value:str, # column of the mark
     upright:bool=False,
-    pale=(), # (n,) bool: draw these pale
+    pale=None, # (n,) bool: draw these pale
     **style, # `color`, `marker`, `label`
 ) -> None:
-    "Draw values with their intervals."
-    color, label = style['color'], style.get('label')
-    draw = ax.vlines if upright else ax.hlines
-    alphas = np.where(pale, .4, 1) if len(pale) else np.ones(len(table))
-    for place, (_, row), alpha in zip(places, table.iterrows(), alphas):
-        draw(place, row.low, row.high, color=color, lw=2, alpha=alpha)
-        at = (place, row[value]) if upright else (row[value], place)
-        ax.plot(*at, style['marker'], ms=5, color=color, alpha=alpha)
-    ax.plot([], [], style['marker'], ms=5, color=color, label=label)
+    "Draw the values of a table with their intervals."
+    marker, label, color = style['marker'], style.get('label'), style['color']
+    pale = np.zeros(len(table), bool) if pale is None else np.asarray(pale)
+    for chosen, alpha in [(~pale, 1), (pale, .4)]:
+        part = table[chosen]
+        _draw_intervals(ax, np.asarray(places)[chosen], part[value], (part.low, part.high),
+                        marker, upright, color=color, alpha=alpha, ms=5)
+    ax.plot([], [], marker, ms=5, color=color, label=label) # one entry in the legend
 
 # %% ../../nbs/6_evidence/04_comparison.ipynb #a1553eb7
 def _draw_rules(
@@ -237,8 +236,8 @@ def _draw_rules(
         (color, mark), shift = _RULE_STYLES[rule], step * (number - (len(groups) - 1) / 2)
         places = [order.index(one) + shift for one in group[column]]
         pale = (group.low <= 0) & (group.high >= 0)
-        _draw_intervals(ax, places, group, 'difference', upright, pale, color=color,
-                        marker=mark, label=rule.replace('_', ' '))
+        _draw_rows(ax, places, group, 'difference', upright, pale, color=color,
+                   marker=mark, label=rule.replace('_', ' '))
     (ax.axhline if upright else ax.axvline)(0, color='k', lw=.8)
 
 # %% ../../nbs/6_evidence/04_comparison.ipynb #fig00003

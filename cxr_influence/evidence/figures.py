@@ -17,7 +17,7 @@ from ..data.batches import Data
 from ..data.files import InputError
 from ..data.labels import FINDINGS, check_finding, decode_labels
 from ..data.images import show_images
-from .comparison import _draw_intervals
+from .comparison import _draw_rows
 
 # %% ../../nbs/6_evidence/08_figures.ipynb #2fd6741a
 def plot_history(
@@ -94,7 +94,7 @@ def plot_estimates(
     for number, (name, table) in enumerate(tables.items()):
         shift = .24 * (number - (len(tables) - 1) / 2)
         places = [lines.index(line) + shift for line in table.index]
-        _draw_intervals(ax, places, table, value, color=f'C{number}', marker='os^D'[number % 4],
-                        label=name)
+        _draw_rows(ax, places, table, value, color=f'C{number}', marker='os^D'[number % 4],
+                   label=name)
     for mark in marks: ax.axvline(mark, color='.6', lw=.8, ls=':')
     ax.set(yticks=range(len(lines)), yticklabels=lines, ylim=(len(lines) - .5, -.5))

@@ -214,7 +214,7 @@ def _draw_intervals(
     "Draw values as marks on their intervals."
     color = keywords.setdefault('color', 'tab:blue')
     line = ax.vlines if upright else ax.hlines
-    line(places, *ends, color=color, lw=2, alpha=.5)
+    line(places, *ends, color=color, lw=2, alpha=.5 * keywords.get('alpha', 1))
     x, y = (places, values) if upright else (values, places)
     ax.plot(x, y, style, **keywords)
 
