@@ -220,5 +220,5 @@ def radiologist_agreement(
     if not rows:
         raise InputError('The frame has no radiologists\' labels: join them, '
                          'as with join_google(frame).')
-    return pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows,
-                                                                 names=['readers', 'split']))
+    index = pd.MultiIndex.from_tuples(rows, names=['readers', 'split'])
+    return pd.DataFrame(rows.values(), index)

@@ -47,8 +47,8 @@ def split_shares(
         if not part.any(): continue
         for trait, values in traits[part].items():
             rows[split, trait] = shared_by_patient(values, frame.patient[part])
-    return pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows,
-                                                                 names=['split', 'trait']))
+    index = pd.MultiIndex.from_tuples(rows, names=['split', 'trait'])
+    return pd.DataFrame(rows.values(), index)
 
 # %% ../../nbs/1_data/10_composition.ipynb #f6f746cf
 def _plot_shares(
@@ -101,9 +101,9 @@ def plot_co_occurrence(
     size = (1 + 2.8 * len(splits), 3.6)
     figure, axes = plt.subplots(1, len(splits), figsize=size, layout='constrained', sharey=True,
                                 squeeze=False)
+    itself = np.eye(len(FINDINGS), dtype=bool)
     for ax, split in zip(axes.flat, splits):
-        share = co_occurrence(frame[frame.split == split]).mask(np.eye(len(FINDINGS),
-                                                                       dtype=bool))
+        share = co_occurrence(frame[frame.split == split]).mask(itself)
         picture = ax.imshow(share * 100, cmap='Blues', vmin=0, vmax=60)
         ax.set_title(split)
         ax.set_xticks(range(len(FINDINGS)), FINDINGS, rotation=90, fontsize=7)

@@ -60,21 +60,22 @@ def _nih_files() -> pd.DataFrame: # index `file`; `bytes`, `images`, `checksum`,
     return files[['bytes', 'images', 'checksum', 'url']]
 
 # %% ../../nbs/1_data/11_download.ipynb #e4bd8ac0
+def _archive_numbers(archives) -> list:
+    "Read numbers, or text such as '1,2,5-7'."
+    if not isinstance(archives, str): return [int(number) for number in archives]
+    spans = [text.partition('-') for text in archives.split(',')]
+    return [n for a, dash, b in spans for n in range(int(a), int(b if dash else a) + 1)]
+
 def _choose_archives(
     files:pd.DataFrame, archives=None,
 ) -> pd.DataFrame: # the tables and those archives
-    "Choose archives by number. Raises `InputError` for a number that there is not."
+    "Choose archives by number. Raises `InputError` for a number that does not exist."
     if archives is None or archives == '': return files
-    try:
-        spans = [text.partition('-') for text in archives.split(',')] if isinstance(archives,
-                                                                                    str) else []
-        chosen = [n for a, dash, b in spans for n in range(int(a), int(b if dash else a) + 1)]
-        if not spans: chosen = [int(n) for n in archives]
+    try: chosen = _archive_numbers(archives)
     except (TypeError, ValueError):
         raise InputError(f'archives={archives!r}: give numbers such as 1,2 or 1-3.') from None
     number = pd.to_numeric(files.index.str.extract(r'^images_(\d+)', expand=False))
-    unknown = sorted(set(chosen) - set(number))
-    if unknown:
+    if unknown := sorted(set(chosen) - set(number)):
         raise InputError(f'There is no archive {unknown[0]}: give numbers from 1 to '
                          f'{number.max():.0f}.')
     return files[number.isna() | number.isin(chosen)]
@@ -108,8 +109,8 @@ def _read_offer(
     whole = span[1] if span else answer.headers.get('Content-Length')
     tag = answer.headers.get('ETag', 'W/')
     date = answer.headers.get('Last-Modified', '')
-    return {'bytes': whole and int(whole), 'version': checksum
-            or (date if tag.startswith('W/') else tag)}
+    version = checksum or (date if tag.startswith('W/') else tag)
+    return {'bytes': whole and int(whole), 'version': version}
 
 # %% ../../nbs/1_data/11_download.ipynb #421d2398
 def _read_note(part:Path) -> tuple: # bytes to resume from, and the offer they are of
@@ -123,30 +124,17 @@ def _write_note(part:Path, offer:dict) -> None:
     "Note what a download that starts now will be."
     _write_whole(f'{part}.json', json.dumps(offer))
 
-# %% ../../nbs/1_data/11_download.ipynb #3846be4c
-def _receive(
-    web:requests.Session, url:str, part:Path, size:int|None=None, checksum:str|None=None,
-) -> bool: # whether the file is whole now
-    "Request what is missing of a file and append it. Raises `InputError` for another file."
-    have, known = _read_note(part)
-    if have and have == known['bytes']: return True
-    headers = {'Accept-Encoding': 'identity', **({'Range': f'bytes={have}-'} if have else {})}
-    if have and not checksum and known['version']: headers['If-Range'] = known['version']
-    with web.get(url, headers=headers, stream=True, timeout=60) as answer:
-        offer, resumed = _read_offer(answer, checksum), answer.status_code == 206
-        if answer.status_code == 416 or resumed and offer != known:
-            part.unlink(missing_ok=True)
-            return False
-        answer.raise_for_status()
-        if 'text/html' in answer.headers.get('Content-Type', ''):
-            raise InputError(f'{url} answers with a web page instead of a file: '
-                             'open it in a browser to see why.')
-        if None not in (size, offer['bytes']) and offer['bytes'] != size:
-            raise InputError(f'{url} offers {offer["bytes"]:,} bytes where {size:,} are '
-                             'expected: it is another file.')
-        return _append_bytes(answer, part, offer, have if resumed else 0)
-
 # %% ../../nbs/1_data/11_download.ipynb #19f4616d
+def _check_answer(answer:requests.Response, url:str, offer:dict, size:int|None) -> None:
+    "Raise `InputError` for a web page or another file, `HTTPError` for a refusal."
+    answer.raise_for_status()
+    if 'text/html' in answer.headers.get('Content-Type', ''):
+        raise InputError(f'{url} answers with a web page instead of a file: '
+                         'open it in a browser to see why.')
+    if None not in (size, offer['bytes']) and offer['bytes'] != size:
+        raise InputError(f'{url} offers {offer["bytes"]:,} bytes where {size:,} are expected: '
+                         'it is another file.')
+
 def _append_bytes(
     answer:requests.Response, part:Path, offer:dict, have:int,
 ) -> bool: # whether the file is whole now
@@ -159,6 +147,24 @@ def _append_bytes(
             file.write(block)
             bar.update(len(block))
     return offer['bytes'] in (None, part.stat().st_size)
+
+# %% ../../nbs/1_data/11_download.ipynb #3846be4c
+def _receive(
+    web:requests.Session, url:str, part:Path, size:int|None=None, checksum:str|None=None,
+) -> bool: # whether the file is whole now
+    "Request what is missing of a file and append it. Raises `InputError` for another file."
+    have, known = _read_note(part)
+    if have and have == known['bytes']: return True
+    headers = {'Accept-Encoding': 'identity'}
+    if have: headers['Range'] = f'bytes={have}-'
+    if have and not checksum and known['version']: headers['If-Range'] = known['version']
+    with web.get(url, headers=headers, stream=True, timeout=60) as answer:
+        offer, resumed = _read_offer(answer, checksum), answer.status_code == 206
+        if answer.status_code == 416 or resumed and offer != known:
+            part.unlink(missing_ok=True)
+            return False
+        _check_answer(answer, url, offer, size)
+        return _append_bytes(answer, part, offer, have if resumed else 0)
 
 # %% ../../nbs/1_data/11_download.ipynb #faf4c684
 _CUTS = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
@@ -281,6 +287,14 @@ def _is_unpacked(folder:str|Path) -> bool:
     "Whether `_unpack` has finished this folder."
     return (Path(folder) / '.unpacked.json').is_file()
 
+def _write_members(archive:Path, folder:Path) -> None:
+    "Write every member of an archive, and the note that it is complete."
+    folder.mkdir(parents=True)
+    bar = tqdm(_read_members(archive), f'unpack {archive.name}', unit=' files', leave=False)
+    count = sum(_write_member(folder, *member) for member in bar)
+    note = {'archive': archive.name, 'files': count}
+    (folder / '.unpacked.json').write_text(json.dumps(note))
+
 # %% ../../nbs/1_data/11_download.ipynb #5a68490d
 _DAMAGED = (EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile)
 
@@ -293,12 +307,7 @@ def _unpack(archive:str|Path, folder:str|Path) -> Path: # the folder
     part = Path(f'{folder}.part')
     shutil.rmtree(part, ignore_errors=True)
     try:
-        part.mkdir(parents=True)
-        members = tqdm(_read_members(archive), f'unpack {archive.name}', unit=' files',
-                       leave=False)
-        count = sum(_write_member(part, *member) for member in members)
-        (part / '.unpacked.json').write_text(json.dumps({'archive': archive.name,
-                                                         'files': count}))
+        _write_members(archive, part)
         part.rename(folder)
     except InputError as error:
         raise InputError(f'{archive} {error}: nothing of it was unpacked.') from None
@@ -312,20 +321,23 @@ def _unpack(archive:str|Path, folder:str|Path) -> Path: # the folder
     return folder
 
 # %% ../../nbs/1_data/11_download.ipynb #c4156be6
+def _bytes_here(path:Path) -> int:
+    "Count the bytes of a file, or of what came of it."
+    paths = [path, Path(f'{path}.part')]
+    return sum(path.stat().st_size for path in paths if path.exists())
+
 def plan_download(
     files:pd.DataFrame, # as from `_nih_files`
     out:str|Path, # folder to fill
 ) -> pd.DataFrame: # `images`, and in bytes `size`, what is left `to_fetch` and `to_unpack`
     "List what is left to download."
     out, plan = Path(out), files[['images']].assign(size=files.bytes)
-    unpacked = pd.Series([_is_unpacked(out / name.partition('.')[0]) for name in files.index],
-                         files.index)
-    parts = [[path for path in [out / name, out / f'{name}.part'] if path.exists()]
-             for name in files.index]
-    left = files.bytes - [sum(path.stat().st_size for path in paths) for paths in parts]
-    plan['to_fetch'] = left.where(~unpacked, 0).clip(lower=0)
-    plan['to_unpack'] = (files.bytes * 1.05).where((files.images > 0) & ~unpacked,
-                                                   0).astype('int64')
+    unpacked = [_is_unpacked(out / name.partition('.')[0]) for name in files.index]
+    missing = ~pd.Series(unpacked, files.index, dtype=bool)
+    left = files.bytes - [_bytes_here(out / name) for name in files.index]
+    plan['to_fetch'] = left.where(missing, 0).clip(lower=0)
+    room = (files.bytes * 1.05).astype('int64')
+    plan['to_unpack'] = room.where(missing & (files.images > 0), 0)
     return plan
 
 # %% ../../nbs/1_data/11_download.ipynb #f05aa285
@@ -390,6 +402,8 @@ def _fill_folder(out:Path, files:pd.DataFrame, source:str, keep:bool) -> Path:
     return out
 
 # %% ../../nbs/1_data/11_download.ipynb #prcost01
+_MIRRORS = ('nih', 'kaggle', 'huggingface')
+
 def _print_cost(plan:pd.DataFrame, out:Path, source:str, keep:bool) -> None:
     "Print what is left to download. Raises `InputError` where it does not fit on the disk."
     sizes = plan[['size', 'to_fetch', 'to_unpack']].map(_size_text)
@@ -399,8 +413,6 @@ def _print_cost(plan:pd.DataFrame, out:Path, source:str, keep:bool) -> None:
     else: print(_check_disk(plan, out, keep or source == 'kaggle'))
 
 # %% ../../nbs/1_data/11_download.ipynb #e114bfc4
-_MIRRORS = ('nih', 'kaggle', 'huggingface')
-
 def download(
     out:str|Path='data/NIH14', # folder to fill; the other commands look here first
     source:str='nih', # nih, kaggle or huggingface
@@ -416,8 +428,7 @@ def download(
         raise InputError('Kaggle\'s client downloads all archives: do not give archives.')
     out = Path(os.environ.get('KAGGLEHUB_CACHE', out) if kaggle else out)
     files = _choose_archives(_nih_files() if files is None else files, archives)
-    plan = plan_download(files, out)
-    _print_cost(plan, out, source, keep)
+    _print_cost(plan_download(files, out), out, source, keep)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with FileLock(out / '.download.lock', timeout=0):

@@ -109,8 +109,8 @@ def find_duplicates(
     pairs, pixels = _near_pairs(_perceptual_hashes(data.store), distance), data.store.pixels
     table = _describe_pairs(data.frame, pairs[:, :2]).assign(distance=pairs[:, 2])
     looked_at = tqdm(pairs[:, :2], 'look', leave=False)
-    table['difference'] = np.array([_pixel_difference(pixels[i], pixels[j]) for i,
-                                    j in looked_at], float)
+    differences = [_pixel_difference(pixels[i], pixels[j]) for i, j in looked_at]
+    table['difference'] = np.array(differences, float)
     identical = np.array([np.array_equal(pixels[i], pixels[j]) for i, j in pairs[:, :2]], bool)
     table['kind'] = np.where(identical, 'identical', 'near')
     table = table[(table.difference <= difference) | identical]

@@ -143,8 +143,8 @@ def _read_journal(
     unchanged = _unchanged(journal.set_index('image'), facts)
     journal = journal[unchanged & (facts.index[journal.row] == journal.image)]
     with _PixelFile(part / 'pixels.npy') as rows:
-        good = [error != '' or zlib.crc32(rows[row]) == checksum for row, checksum, error
-                in zip(journal.row, journal.crc32, journal.error)]
+        good = [error != '' or zlib.crc32(rows[row]) == checksum
+                for row, checksum, error in zip(journal.row, journal.crc32, journal.error)]
     return journal[np.array(good, bool)].set_index('row')
 
 # %% ../../nbs/1_data/05_store.ipynb #7f8866b3

@@ -47,7 +47,7 @@ def _text_column(
 
 # %% ../../nbs/1_data/08_tables.ipynb #26b3254c
 _VALUES = {'1': 1, '1.0': 1, 'true': 1, '0': 0, '0.0': 0, 'false': 0,
-          '-1': np.nan, '-1.0': np.nan, 'u': np.nan, 'uncertain': np.nan, '': np.nan}
+           '-1': np.nan, '-1.0': np.nan, 'u': np.nan, 'uncertain': np.nan, '': np.nan}
 
 def _label_values(
     texts:pd.DataFrame, # lower case; one column a finding, perhaps also `No Finding`
@@ -63,53 +63,61 @@ def _label_values(
               for finding in FINDINGS if finding in texts}
     return pd.DataFrame(values, index=texts.index, columns=list(FINDINGS), dtype='float32')
 
+# %% ../../nbs/1_data/08_tables.ipynb #unusedl1
+def _label_set(text:str, separator:str) -> set:
+    "Split one cell into its labels."
+    return {word.strip(' []\'"') for word in re.split(separator, text)} - {''}
+
+def _report_unused(counts:Counter, report:Report) -> None:
+    "Report the labels that no finding asks for, the most frequent first."
+    first = ', '.join(f'{label!r} ({count:,})' for label, count in counts.most_common(3))
+    report.add('labels', 'skipped', len(counts), f'not asked for, such as {first}')
+
 # %% ../../nbs/1_data/08_tables.ipynb #3f762516
 def _split_labels(
     texts:pd.Series, # as from `_text_column`
     findings:dict, # our name -> label, or labels, that mean it
     separator:str, # a regular expression
     report:Report, # labels nobody asked for, or nobody has, are added to it
-) -> pd.DataFrame: # '1', '0', or '' where the cell is blank; one column a finding
+) -> pd.DataFrame: # '1', '0', or '' where the cell is blank; one column per finding
     "Split cells of labels into one column per finding."
     codes, distinct = pd.factorize(texts)
-    labels = [{word.strip(' []\'"') for word in re.split(separator, text)} - {''}
-              for text in distinct]
-    counts, columns = Counter(), {}
-    for words, count in zip(labels, np.bincount(codes, minlength=len(labels))):
-        counts.update(dict.fromkeys(words, int(count)))
-    seen = set(counts)
+    cells = [_label_set(text, separator) for text in distinct]
+    counts = Counter(label for code in codes for label in cells[code])
+    seen, columns = set(counts), {}
     for finding, wanted in findings.items():
         wanted = {wanted} if isinstance(wanted, str) else set(wanted)
-        here = np.array([('1' if words & wanted else '0') if words else '' for words in labels]
-                        or [''], dtype=object)
-        columns[finding] = here[codes] if wanted & seen else ''
+        marks = [str(int(bool(cell & wanted))) if cell else '' for cell in cells]
+        columns[finding] = np.array(marks, object)[codes] if wanted & seen else ''
         if nowhere := sorted(wanted - seen):
-            report.add(finding, 'absent', len(nowhere),
-                       f'labels that no row has, such as {nowhere[0]!r}')
-        for word in wanted: counts.pop(word, None)
-    if counts:
-        report.add('labels', 'skipped', len(counts), 'not asked for, such as ' + ', '.join(
-        f'{word!r} ({count:,})' for word, count in counts.most_common(3)))
+            problem = f'labels that no row has, such as {nowhere[0]!r}'
+            report.add(finding, 'absent', len(nowhere), problem)
+        for label in wanted: counts.pop(label, None)
+    if counts: _report_unused(counts, report)
     return pd.DataFrame(columns, index=texts.index)
 
 # %% ../../nbs/1_data/08_tables.ipynb #4f821abb
-_SPLIT_WORDS = {**dict.fromkeys(['train', 'training'], 'train'),
-                **dict.fromkeys(['test', 'testing'], 'test'),
-         **dict.fromkeys(['val', 'valid', 'validate', 'validation', 'dev'], 'validation')}
+_SPLIT_WORDS = {'train': 'train', 'training': 'train', 'test': 'test', 'testing': 'test'}
+_SPLIT_WORDS |= dict.fromkeys(['val', 'valid', 'validate', 'validation', 'dev'], 'validation')
 _PATH = rf'(?![A-Za-z]:){_FILE_NAME}(/{_FILE_NAME})*'
+
+def _unknown_split(facts, labels):
+    return (facts.split != '').any() & ~facts.split.isin(list(_SPLIT_WORDS))
+
+def _contradiction(facts, labels):
+    present = labels.isin(['1', '1.0', 'true'])
+    return present.sum(axis=1).gt(1) & present.get(NO_FINDING, False)
+
 _TABLE_RULES = { # a problem -> the rows that have it; `facts` and `labels` are text
-    'names no image by a path below the root': lambda facts,
-    labels: ~facts.image.str.fullmatch(_PATH),
-    'comes a second time (bring the table to one row per image)': lambda facts,
-    labels: facts.image.duplicated(),
+    'names no image by a path below the root':
+        lambda facts, labels: ~facts.image.str.fullmatch(_PATH),
+    'comes a second time (bring the table to one row per image)':
+        lambda facts, labels: facts.image.duplicated(),
     'has no patient': lambda facts, labels: facts.patient == '',
-    'has a split that is none of train, validation and test': lambda facts, labels: (
-        (facts.split != '').any() & ~facts.split.isin(list(_SPLIT_WORDS))),
-    'has a label that is none of 1, 0, -1 and blank': lambda facts,
-    labels: ~labels.isin(list(_VALUES)).all(axis=1),
-    'says No Finding and something else': lambda facts, labels: (
-        (present := labels.isin(['1', '1.0', 'true'])).sum(axis=1).gt(1)
-        & present.get(NO_FINDING, False)),
+    'has a split that is none of train, validation and test': _unknown_split,
+    'has a label that is none of 1, 0, -1 and blank':
+        lambda facts, labels: ~labels.isin(list(_VALUES)).all(axis=1),
+    'states No Finding and something else': _contradiction,
 }
 
 # %% ../../nbs/1_data/08_tables.ipynb #de51cacf
@@ -132,9 +140,9 @@ def _check_rows(
 
 # %% ../../nbs/1_data/08_tables.ipynb #4933c65c
 _SEXES = {'MALE': 'M', 'FEMALE': 'F', 'M': 'M', 'F': 'F'}
-_VIEWS = {'PA': 'PA', 'AP': 'AP', 'POSTEROANTERIOR': 'PA', 'ANTEROPOSTERIOR': 'AP',
-          'AP_HORIZONTAL': 'AP',
-         'AP SUPINE': 'AP', **dict.fromkeys(['L', 'LL', 'RL', 'LATERAL'], 'L')}
+_VIEWS = {'PA': 'PA', 'POSTEROANTERIOR': 'PA',
+          **dict.fromkeys(['AP', 'ANTEROPOSTERIOR', 'AP_HORIZONTAL', 'AP SUPINE'], 'AP'),
+          **dict.fromkeys(['L', 'LL', 'RL', 'LATERAL'], 'L')}
 
 def _tidy_facts(
     facts:pd.DataFrame, # text: `image`, `patient`, `age`, `sex`, `view`, `follow_up`
@@ -146,16 +154,13 @@ def _tidy_facts(
                           age=_whole_years(facts.age),
                           follow_up=pd.to_numeric(facts.follow_up, errors='coerce'))
     for column, words in [('sex', _SEXES), ('view', _VIEWS)]:
-        tidied[column] = facts[column].where(facts[column].str.upper().isin(words)).replace(
-            {word: words[word.upper()] for word in facts[column].unique()
-             if word.upper() in words})
+        tidied[column] = facts[column].str.upper().map(words).astype(facts[column].dtype)
     for column in ['age', 'sex', 'view', 'follow_up']:
         lost = tidied[column].isna() & (facts[column] != '')
         if lost.any():
             first = facts[lost].iloc[0]
-            report.add(column, 'repaired', lost.sum(),
-                       f'{first[column]!r} in {first.image}, now unknown',
-                       facts.image[lost])
+            problem = f'{first[column]!r} in {first.image}, now unknown'
+            report.add(column, 'repaired', lost.sum(), problem, facts.image[lost])
     return tidied.set_index('image')[['patient', 'age', 'sex', 'view', 'follow_up']]
 
 # %% ../../nbs/1_data/08_tables.ipynb #a250a442
@@ -165,7 +170,7 @@ def _table_splits(
     seed:int,
     report:Report,
 ) -> pd.Series:
-    "Give splits as the table says, or by patient."
+    "Take the table's splits, or split by patient."
     if not (words != '').any():
         report.add('splits', 'absent', len(frame),
                    'No splits given: a fifth of the images, by patient, is test')
@@ -176,6 +181,81 @@ def _table_splits(
                'No image was given it: an eighth of train, by patient, is validation')
     lists = {'train_val': split.index[split == 'train'], 'test': split.index[split == 'test']}
     return assign_splits(frame, lists, seed=seed)
+
+# %% ../../nbs/1_data/08_tables.ipynb #94fba1af
+def _take_facts(table:pd.DataFrame, columns:dict) -> pd.DataFrame:
+    "Take every column but the labels as text, '' where there is none. Raises `InputError`."
+    if not len(table): raise InputError('The table has no rows: give one row per image.')
+    given = [fact for fact, column in columns.items() if column is not None or fact == 'image']
+    texts = {fact: _text_column(table, columns[fact], fact) for fact in given}
+    facts = pd.DataFrame({**dict.fromkeys(columns, ''), **texts}, range(len(table)), dtype=str)
+    facts['image'] = facts.image.str.replace('\\', '/')
+    facts['split'] = facts.split.str.lower()
+    return facts if columns['patient'] is not None else facts.assign(patient=facts.image)
+
+# %% ../../nbs/1_data/08_tables.ipynb #takelab1
+def _take_labels(
+    table:pd.DataFrame, findings, labels, separator:str, report:Report, # as in `read_dataset`
+) -> pd.DataFrame:
+    "Take the labels as lower-case text, one column per finding. Raises `InputError`."
+    if not isinstance(findings, dict): findings = {finding: finding for finding in findings}
+    if not findings:
+        raise InputError('findings is empty: give the column or label of each finding.')
+    for finding, source in findings.items():
+        if finding != NO_FINDING: check_finding(finding)
+        several = isinstance(source, (list, tuple, set))
+        if several and labels is None or callable(source) and labels is not None:
+            raise InputError(f'findings[{finding!r}] is {source!r}: give a column, or a '
+                             'function of the table, or, with labels= (their column), '
+                             'some labels.')
+    if labels is not None:
+        return _split_labels(_text_column(table, labels, 'labels'), findings, separator, report)
+    return pd.DataFrame({finding: _text_column(table, source, finding).str.lower()
+                         for finding, source in findings.items()})
+
+# %% ../../nbs/1_data/08_tables.ipynb #76288b50
+def _report_columns(
+    report:Report, name:str, table:pd.DataFrame, used:list, # columns of the facts
+    findings, # as in `read_dataset`
+    values:pd.DataFrame, # as from `_label_values`
+) -> None:
+    "Report the table, the findings without labels, and the columns nobody asked for."
+    asked = findings.values() if isinstance(findings, dict) else findings
+    used = {column for column in [*used, *asked] if isinstance(column, str)}
+    other = [str(column) for column in table.columns if column not in used]
+    unknown = values.columns[values.isna().all()]
+    known = len(FINDINGS) - len(unknown)
+    report.add(Path(name).name, 'found', len(table), f'{known} of our fourteen findings')
+    report.insert(0, report.pop())
+    if len(unknown):
+        names = f'unknown throughout: {", ".join(unknown)}'
+        report.add('findings', 'absent', len(unknown), names)
+    if other:
+        names = f'not asked for, such as {", ".join(other[:4])}'
+        report.add('columns', 'skipped', len(other), names)
+
+# %% ../../nbs/1_data/08_tables.ipynb #locate01
+def _whole_rows(table:pd.DataFrame, name:str, report:Report, on_error:str) -> pd.DataFrame:
+    "Refuse the rows of a file that end early. Raises `InputError`."
+    short = table.isna().any(axis=1)
+    if short.any():
+        problem = f'row {short.idxmax() + 2} has too few columns'
+        report.refuse(name, problem, short.index[short] + 2, on_error)
+    return table[~short]
+
+def _locate(facts:pd.DataFrame, name:str, files:pd.Series, root, report:Report) -> pd.Series:
+    "Find the images; report them, and whether there are patients. Raises `InputError`."
+    names = pd.Index(facts.image, dtype=str)
+    paths = find_images(names, files, root)
+    if not len(paths):
+        raise InputError(f'None of the {len(names):,} images of {name} is in {root}: '
+                         'give the folder they are in.')
+    _report_images(report, names, paths, files, root)
+    if (facts.patient == facts.image).all():
+        warning = ('Each image counts as a patient of its own: two images of one person may '
+                   'be in two splits, and nothing here can tell')
+        report.add('patients', 'absent', len(names), warning)
+    return paths
 
 # %% ../../nbs/1_data/08_tables.ipynb #4e76ff53
 def read_dataset(
@@ -209,77 +289,6 @@ def read_dataset(
     splits = facts.set_index('image').split.loc[paths.index]
     frame.insert(5, 'split', _table_splits(splits, frame, seed, report))
     return _finish_frame(frame, root, report, patient is not None)
-
-# %% ../../nbs/1_data/08_tables.ipynb #94fba1af
-def _whole_rows(table:pd.DataFrame, name:str, report:Report, on_error:str) -> pd.DataFrame:
-    "Refuse the rows of a file that end early. Raises `InputError`."
-    short = table.isna().any(axis=1)
-    if short.any():
-        problem = f'row {short.idxmax() + 2} has too few columns'
-        report.refuse(name, problem, short.index[short] + 2, on_error)
-    return table[~short]
-
-def _take_facts(table:pd.DataFrame, columns:dict) -> pd.DataFrame:
-    "Take every column but the labels as text, '' where there is none. Raises `InputError`."
-    if not len(table): raise InputError('The table has no rows: one an image is needed.')
-    facts = pd.DataFrame({fact: '' if column is None and fact != 'image'
-                          else _text_column(table, column, fact)
-                          for fact, column in columns.items()}, index=range(len(table)),
-                         dtype=str)
-    facts['image'], facts['split'] = facts.image.str.replace('\\', '/'), facts.split.str.lower()
-    return facts if columns['patient'] is not None else facts.assign(patient=facts.image)
-
-# %% ../../nbs/1_data/08_tables.ipynb #takelab1
-def _take_labels(
-    table:pd.DataFrame, findings, labels, separator:str, report:Report, # as in `read_dataset`
-) -> pd.DataFrame:
-    "Take the labels as lower-case text, one column per finding. Raises `InputError`."
-    if not isinstance(findings, dict): findings = {finding: finding for finding in findings}
-    if not findings:
-        raise InputError('findings is empty: say which columns or labels are which finding.')
-    for finding, said in findings.items():
-        if finding != NO_FINDING: check_finding(finding)
-        several = isinstance(said, (list, tuple, set))
-        if several and labels is None or callable(said) and labels is not None:
-            raise InputError(f'findings[{finding!r}] is {said!r}: give a column, or a function '
-                             'of the table, or, with labels= (their column), some labels.')
-    if labels is not None:
-        return _split_labels(_text_column(table, labels, 'labels'), findings, separator, report)
-    return pd.DataFrame({finding: _text_column(table, said, finding).str.lower()
-                         for finding, said in findings.items()})
-
-# %% ../../nbs/1_data/08_tables.ipynb #76288b50
-def _report_columns(report:Report, name:str, table:pd.DataFrame, used:list, findings,
-                    values:pd.DataFrame) -> None:
-    "Report the table, the findings it cannot tell, and the columns nobody asked for."
-    used = {column for column in [*used, *(findings.values() if isinstance(findings, dict)
-                                           else findings)]
-            if isinstance(column, str)}
-    other = [str(column) for column in table.columns if column not in used]
-    unknown = values.columns[values.isna().all()]
-    report.add(Path(name).name, 'found', len(table),
-               f'{len(FINDINGS) - len(unknown)} of our fourteen findings')
-    report.insert(0, report.pop())
-    if len(unknown):
-        report.add('findings', 'absent', len(unknown),
-                   f'unknown throughout: {", ".join(unknown)}')
-    if other:
-        report.add('columns', 'skipped', len(other),
-                   f'not asked for, such as {", ".join(other[:4])}')
-
-# %% ../../nbs/1_data/08_tables.ipynb #locate01
-def _locate(facts:pd.DataFrame, name:str, files:pd.Series, root, report:Report) -> pd.Series:
-    "Find the images; report them, and whether there are patients. Raises `InputError`."
-    names = pd.Index(facts.image, dtype=str)
-    paths = find_images(names, files, root)
-    if not len(paths):
-        raise InputError(f'None of the {len(names):,} images of {name} is in {root}: '
-                         'give the folder they are in.')
-    _report_images(report, names, paths, files, root)
-    if (facts.patient == facts.image).all(): report.add(
-        'patients', 'absent', len(names), 'Each image counts as a patient of its own: '
-        'two images of one person may be in two splits, and nothing here can tell')
-    return paths
 
 # %% ../../nbs/1_data/08_tables.ipynb #f5800d1a
 _XRV_IMAGES = ('image', 'Image Index', 'Path', 'ImageID', 'dicom_id', 'image_id', 'PngPath',
@@ -321,11 +330,11 @@ def from_torchxrayvision(
     frame = read_dataset(table, root, findings=findings, seed=seed, **given)
     report, views = frame.attrs['report'], getattr(dataset, 'views', None) or ['*']
     if '*' not in views:
-        report.add('views', 'found', len(csv),
-                   f'only {", ".join(views)}; views=["*"] keeps all')
+        problem = f'only {", ".join(views)}; views=["*"] keeps all'
+        report.add('views', 'found', len(csv), problem)
     if given['patient'] and frame.patient.is_unique:
-        report.add('patients', 'found', len(csv),
-                   'one image each; unique_patients=False keeps all')
+        problem = 'one image each; unique_patients=False keeps all'
+        report.add('patients', 'found', len(csv), problem)
     return frame
 
 # %% ../../nbs/1_data/08_tables.ipynb #da8a90e3
@@ -336,8 +345,8 @@ def _read_grey(
     try:
         with Image.open(path) as image:
             if image.mode[0] in 'IF':
-                raise ValueError('more than 8 bits: '
-                                 'give read=lambda path: read_image(path, 224)[0]')
+                advice = 'give read=lambda path: read_image(path, 224)[0]'
+                raise ValueError(f'more than 8 bits: {advice}')
             return np.asarray(image.convert('L'))
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f'{path} cannot be decoded ({error}).') from None
@@ -352,10 +361,9 @@ def _xrv_class(xrv): # the module torchxrayvision
             self.imgpath, self.pathologies = frame.attrs['root'], list(FINDINGS)
             self.labels = frame[self.pathologies].to_numpy('float32', copy=True)
             self.csv = frame.drop(columns=self.pathologies).rename_axis('image').reset_index()
-            self.csv = self.csv.assign(patientid=self.csv.patient.astype(str),
-                                       age_years=self.csv.age,
-                                       sex_male=self.csv.sex == 'M',
-                                       sex_female=self.csv.sex == 'F')
+            self.csv = self.csv.assign(
+                patientid=self.csv.patient.astype(str), age_years=self.csv.age,
+                sex_male=self.csv.sex == 'M', sex_female=self.csv.sex == 'F')
         def string(self): return f'FrameDataset num_samples={len(self)}'
         def __len__(self): return len(self.labels)
         def __getitem__(self, idx):
@@ -365,8 +373,8 @@ def _xrv_class(xrv): # the module torchxrayvision
                 sample = xrv.datasets.apply_transforms(sample, change)
             return sample
         def __reduce__(self): # for other processes, which know no class made in a function
-            return to_torchxrayvision, (self.frame, self.imgpath, self.read, self.transform,
-                                        self.data_aug)
+            changes = self.transform, self.data_aug
+            return to_torchxrayvision, (self.frame, self.imgpath, self.read, *changes)
     return FrameDataset
 
 # %% ../../nbs/1_data/08_tables.ipynb #3926d177
@@ -405,9 +413,8 @@ def from_medmnist(
         _unpack_medmnist(Path(source), out)
     frame = read_dataset(table, out, image='image', patient=None, findings=FINDINGS,
                          split='split')
-    report = frame.attrs['report']
-    report.add('splits', 'found', len(frame),
-               'ChestMNIST\'s own split, which is not NIH\'s: scores do not compare')
+    problem = 'ChestMNIST\'s own split, which is not NIH\'s: scores do not compare'
+    frame.attrs['report'].add('splits', 'found', len(frame), problem)
     return frame
 
 # %% ../../nbs/1_data/08_tables.ipynb #unpackm1
@@ -432,18 +439,17 @@ def _unpack_medmnist(path:Path, out:Path) -> None:
 def _check_split(arrays, split:str) -> tuple: # images (n, size, size) uint8, labels (n, 14)
     "Take one split's arrays. Raises `InputError` if they are not ChestMNIST's."
     images, labels = arrays[f'{split}_images'], arrays[f'{split}_labels']
-    if images.ndim != 3 or images.dtype != np.uint8 or labels.shape != (len(images),
-                                                                        len(FINDINGS)):
+    fits = labels.shape == (len(images), len(FINDINGS))
+    if images.ndim != 3 or images.dtype != np.uint8 or not fits:
         raise InputError(f'its {split} images are {images.dtype} {images.shape} and labels '
                          f'{labels.shape}, not uint8 (n, size, size) and (n, 14)')
     return images, labels
 
 def _write_split(
-    part:str, images:np.ndarray, labels:np.ndarray, folder:Path,
+    split:str, images:np.ndarray, labels:np.ndarray, folder:Path,
 ) -> pd.DataFrame: # the rows of the table
     "Write one split's images."
-    names = [f'{part}_{number:06d}.png' for number in range(len(images))]
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda name, image: Image.fromarray(image).save(folder / 'images' / name),
-                      names, images))
-    return pd.DataFrame(labels, columns=list(FINDINGS)).assign(image=names, split=part)
+    names = [f'{split}_{number:06d}.png' for number in range(len(images))]
+    def save(name, image): Image.fromarray(image).save(folder / 'images' / name)
+    with ThreadPoolExecutor() as pool: list(pool.map(save, names, images))
+    return pd.DataFrame(labels, columns=list(FINDINGS)).assign(image=names, split=split)

@@ -9,7 +9,6 @@ __all__ = ['predict']
 import math
 
 import numpy as np
-import pandas as pd
 import torch
 from fastcore.basics import patch
 from sklearn.metrics import roc_auc_score
