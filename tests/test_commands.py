@@ -64,7 +64,7 @@ def test_the_executed_notebook_has_the_parameters_and_no_error(study):
     (['cxr_baseline'], 'No data in data/NIH14'), (['cxr_baseline', '--data', 'nowhere'], 'cxr_phantom _data/phantom'),
     (['cxr_baseline', '--loss', 'hinge'], "invalid choice: 'hinge'"), (['cxr_baseline', '--epoch', 'x'], 'invalid int value'),
     (['cxr_influence'], 'No checkpoints in checkpoints'), (['cxr_subset', '--mode', 'drop'], "invalid choice: 'drop'"),
-    (['cxr_subset'], 'No scores at results/influence.csv'), (['cxr_phantom', 'x', '--n', '3'], 'n=3 cannot be')],
+    (['cxr_subset'], 'No scores at results/influence.csv'), (['cxr_phantom', 'x', '--n', '3'], 'n=3 is invalid')],
     ids=lambda value: ' '.join(value) if isinstance(value, list) else '')
 def test_what_is_wrong_is_said_in_a_sentence(tmp_path, words, answer):
     code, text = shell(tmp_path, *words)

@@ -9,6 +9,7 @@ __all__ = ['InputError', 'project_path']
 import hashlib, json, os
 from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 
 import pandas as pd
 from filelock import FileLock
@@ -39,7 +40,7 @@ def _write_whole(
 ) -> Path:
     "Write a file next to its place, then rename it. Raises `InputError` if that fails."
     path = Path(path)
-    part = path.with_name(f'{path.name}.{os.getpid()}.part')
+    part = path.with_name(f'{path.name}.{os.getpid()}-{get_ident()}.part') # of this thread
     if isinstance(write, str): write = write.encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ __all__ = ['experiments', 'run', 'collect', 'sweep']
 # %% ../../nbs/8_runs/01_runs.ipynb #d417d958
 import hashlib, json, os, platform, resource, shutil, subprocess, sys, tempfile, time, warnings
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
@@ -76,13 +77,21 @@ def _run_facts(
         cores=os.cpu_count(), template=hashlib.sha256(code.encode()).hexdigest()[:12])
 
 # %% ../../nbs/8_runs/01_runs.ipynb #63b20de8
+@contextmanager
+def _inline_figures():
+    "Let a kernel store its figures, whichever backend this process draws with."
+    before = os.environ.pop('MPLBACKEND', None)
+    try: yield
+    finally:
+        if before is not None: os.environ['MPLBACKEND'] = before
+
 def _execute(
     path:Path, # of the template
     folder:Path, # of the run
     parameters:dict,
 ) -> None:
     "Execute a notebook. Raises `InputError` if a cell does, papermill's error for any other."
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _inline_figures():
         warnings.simplefilter('ignore')
         try: papermill.execute_notebook(
             path, folder / 'notebook.ipynb', {**parameters, 'out': str(folder)}, cwd='.',

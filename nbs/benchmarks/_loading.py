@@ -19,7 +19,8 @@ from torchvision.transforms import v2
 from cxr_influence.data.batches import MEAN, STD, Data, batches, normalise
 from cxr_influence.data.files import InputError
 from cxr_influence.data.labels import FINDINGS
-from cxr_influence.data.store import ImageStore, decode, open_store, read_image
+from cxr_influence.data.images import read_image
+from cxr_influence.data.store import ImageStore, decode, open_store
 
 # ---- a file for each image, opened when it is needed
 

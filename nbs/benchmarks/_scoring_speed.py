@@ -9,8 +9,10 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import TensorDataset
 
-from cxr_influence.attribution.tracin import (_watch_layers, directional_scores, gradient,
-    gradient_scores, image_losses, per_sample_gradients, plain_scores, self_influence)
+from cxr_influence.attribution.layerwise import (_watch_layers, gradient_scores,
+    per_sample_gradients, self_influence)
+from cxr_influence.attribution.tracin import (directional_scores, gradient, image_losses,
+    plain_scores)
 
 GENERAL = directional_scores, _watch_layers # for any network; `fastest(model)` for DenseNet
 
