@@ -289,3 +289,14 @@ def test_more_processes_than_images_to_score_against(data, checkpoints):
     few = _Loader(data, rows_of(frame)['validation'][:2])
     with refused('2 target images', '3 processes'): \
         scoring._find_directions(checkpoint, checkpoint.model().eval(), few, scoring._Query(query_losses(frame, False)), crowd)
+
+@pytest.mark.parametrize('on', [True, False])
+def test_scoring_sets_the_precision_and_leaves_cudnn_as_it_is(on):
+    "`torch.backends.cudnn.flags(allow_tf32=False)` alone turns cuDNN off: on an H200 that halved the speed at least."
+    cudnn = torch.backends.cudnn
+    state = lambda: (cudnn.enabled, cudnn.benchmark, cudnn.deterministic)
+    with cudnn.flags(enabled=on, benchmark=not on, deterministic=on, allow_tf32=True):
+        before = state()
+        with scoring._scoring(torch.nn.Linear(2, 1)):
+            assert state() == before and not cudnn.allow_tf32 and torch.get_float32_matmul_precision() == 'highest'
+        assert state() == before and cudnn.allow_tf32

@@ -158,9 +158,12 @@ def _scoring(model:nn.Module):
     "Evaluation mode and full precision. Raises `RuntimeError` if a byte of the model changed."
     before, mode = weights_checksum(model), model.training
     precision = torch.get_float32_matmul_precision()
+    cudnn = torch.backends.cudnn
+    same = dict(enabled=cudnn.enabled, benchmark=cudnn.benchmark, # `flags` turns cuDNN off
+                deterministic=cudnn.deterministic)
     torch.set_float32_matmul_precision('highest')
     try:
-        with torch.backends.cudnn.flags(allow_tf32=False): yield model.eval()
+        with cudnn.flags(**same, allow_tf32=False): yield model.eval()
     finally:
         model.train(mode)
         torch.set_float32_matmul_precision(precision)
