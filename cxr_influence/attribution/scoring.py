@@ -199,9 +199,12 @@ def _make_directions(
     return _Directions(vectors, columns, adding, norm)
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #23626f06
-def _score_batch(model, loss, x:Tensor, y:Tensor, directions:_Directions) -> dict: # -> (b,)
+def _score_batch(
+    model, loss, x:Tensor, y:Tensor, directions:_Directions,
+    passes:tuple, # as from `fastest(model)`
+) -> dict: # column -> (b,)
     "Score a batch along directions."
-    directional, watch = fastest(model)
+    directional, watch = passes
     if len(directions.columns) == 1:
         direction = {name: v[0] for name, v in directions.vectors.items()}
         scores, losses = directional(model, loss, x, y, direction)
@@ -228,9 +231,9 @@ def _score_rows(
     bar=None, # its `update` is called after each batch
 ) -> pd.DataFrame: # one row per image
     "Score images along directions. Raises `InputError` where a score is not a number."
-    parts = []
+    parts, passes = [], fastest(model)
     for x, y, i in loader:
-        found = _score_batch(model, loss, x, y, directions)
+        found = _score_batch(model, loss, x, y, directions, passes)
         found = {name: values.double().cpu().numpy() for name, values in found.items()}
         parts.append(pd.DataFrame(found, index=loader.data.frame.index[i]))
         if bar: bar.update(len(i))
