@@ -4,10 +4,9 @@ import json, os, shutil, signal, subprocess, sys, time
 import numpy as np
 import pandas as pd
 import pytest, torch
-from conftest import refused, sentence
+from conftest import hurt, in_a_new_process, refused, sentence
 
 from cxr_influence.attribution import scoring
-from cxr_influence.data import files
 from cxr_influence.data.batches import Data, batches, normalise
 from cxr_influence.training.checkpoints import Checkpoint, list_checkpoints
 from cxr_influence.data.labels import FINDINGS
@@ -309,15 +308,6 @@ def test_two_scorers_of_one_output_share_the_work(data, phantom, checkpoints, tm
     assert open_pairwise(tmp_path/'out/pairs').shape == (len(data.validation), len(data.train))
     assert not [*(tmp_path/'out').rglob('*.part')]
 
-def hurt(path, rng, how):
-    "Flip a bit, cut a file short, or empty it; its times stay as they are."
-    stat, content = path.stat(), bytearray(path.read_bytes())
-    if how == 'flip': content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
-    path.write_bytes({'flip': content, 'cut': content[:rng.integers(len(content))], 'empty': b''}[how])
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-
-def forget(): files._WHOLE.clear() # as in a new process
-
 HARMS = ['flip', 'flip', 'flip', 'cut', 'empty']
 
 def test_damaged_scores_are_made_again(data, checkpoints, tmp_path, capsys):
@@ -327,8 +317,8 @@ def test_damaged_scores_are_made_again(data, checkpoints, tmp_path, capsys):
     files_of = {name: (kept/name).read_bytes() for name in ['epoch_001.parquet', 'epoch_002.parquet']}
     for how in HARMS:
         name = str(rng.choice([*files_of]))
-        hurt(kept/name, rng, how)
-        forget()
+        hurt(kept/name, how, rng)
+        in_a_new_process()
         pd.testing.assert_frame_equal(score(), whole)
         assert f'{name} is damaged' in capsys.readouterr().err
         assert (kept/name).read_bytes() == files_of[name]
@@ -350,8 +340,8 @@ def test_damaged_blocks_are_made_again(data, checkpoints, tmp_path, monkeypatch,
         monkeypatch.setattr(scoring, '_score_rows', real)
         blocks = [*(tmp_path/'a.checkpoints/epoch_001').glob('[0-9]*.parquet')]
         assert len(blocks) == 3
-        hurt(blocks[rng.integers(3)], rng, how)
-        forget()
+        hurt(blocks[rng.integers(3)], how, rng)
+        in_a_new_process()
         pd.testing.assert_frame_equal(score(), whole)
         assert 'is damaged' in capsys.readouterr().err
         shutil.rmtree(tmp_path/'a.checkpoints')
@@ -366,8 +356,8 @@ def test_damaged_pairs_are_made_again_and_never_opened(data, checkpoints, tmp_pa
     for how in [*HARMS, 'flip', 'flip']:
         block = [*(out/'blocks').glob('0*.parquet')][0]
         path = [matrix, matrix, matrix, out/'pairwise.json', block][rng.integers(5)]
-        hurt(path, rng, how)
-        forget()
+        hurt(path, how, rng)
+        in_a_new_process()
         if path in (matrix, out/'pairwise.json'):
             assert 'damaged' in sentence(open_pairwise, out)
         pd.testing.assert_frame_equal(score(), strongest)
@@ -458,7 +448,7 @@ def test_what_reads_scores_says_what_is_missing_or_damaged(data, checkpoints, tm
     scores = influence(checkpoints, data, tmp_path/'a.csv', device='cpu')
     assert 'is not in the frame' in sentence(sum_by, scores, data.frame[1:], 'patient')
     for name in 'a.json', 'a.checkpoints/epoch_002.parquet':
-        hurt(tmp_path/name, np.random.default_rng(), 'flip')
-        forget()
+        hurt(tmp_path/name, 'flip', np.random.default_rng())
+        in_a_new_process()
         assert 'score again' in sentence(breakdown, tmp_path/'a.csv') and name in sentence(breakdown, tmp_path/'a.csv')
         influence(checkpoints, data, tmp_path/'a.csv', device='cpu')
