@@ -6,7 +6,7 @@ import pytest, torch
 
 from cxr_influence.data import files
 from cxr_influence.data.batches import Data
-from cxr_influence.data.files import InputError
+from cxr_influence.data.files import InputError, _write_whole
 from cxr_influence.data.nih import read_nih
 from cxr_influence.data.store import decode
 from cxr_influence.phantom.dataset import make_phantom
@@ -46,6 +46,20 @@ def refused(*words):
             assert all(word in str(error) for word in words) and '\n' not in str(error), str(error)
             return True
     return Refused()
+
+def rewrite(path, text):
+    "Write a file on purpose, with its checksum."
+    _write_whole(path, text, checksum=True)
+
+def flip_a_bit(path, rng):
+    "Flip a random bit of a file in its place, and return which."
+    with open(path, 'r+b') as file:
+        place, bit = rng.randrange(os.path.getsize(path)), rng.randrange(8)
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1 << bit]))
+    return f'{path}: bit {bit} of byte {place}'
 
 def sentence(function, *arguments, **keywords):
     "The InputError that a call must raise, which is one line."

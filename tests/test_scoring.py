@@ -4,7 +4,7 @@ import json, os, shutil, signal, subprocess, sys, time
 import numpy as np
 import pandas as pd
 import pytest, torch
-from conftest import hurt, in_a_new_process, refused, sentence
+from conftest import hurt, in_a_new_process, refused, rewrite, sentence
 
 from cxr_influence.attribution import scoring
 from cxr_influence.data.batches import Data, batches, normalise
@@ -82,7 +82,7 @@ def test_twice_the_learning_rate_is_twice_the_score(data, checkpoints, tmp_path,
     copy = shutil.copytree(checkpoints, tmp_path/'checkpoints')
     for path in copy.glob('epoch_*/checkpoint.json'):
         facts = json.loads(path.read_text())
-        path.write_text(json.dumps(facts | {'learning_rate': 2 * facts['learning_rate']}))
+        rewrite(path, json.dumps(facts | {'learning_rate': 2 * facts['learning_rate']}))
     one, two = (influence(run, data, tmp_path/f'{run.parent.name}.csv', per_finding=False, device='cpu') for run in [checkpoints, copy])
     near(two.influence, 2 * one.influence)
 
@@ -121,7 +121,7 @@ def test_loaders_that_shuffle_augment_or_run_dry_are_refused(data):
 def test_a_checkpoint_that_says_something_else_is_refused(data, checkpoints, tmp_path, change, words):
     copy = shutil.copytree(checkpoints, tmp_path/'checkpoints')
     path = copy/'epoch_002/checkpoint.json'
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    rewrite(path, json.dumps(json.loads(path.read_text()) | change))
     with refused(*words): influence(copy, data, tmp_path/'a.csv', per_finding=False, device='cpu')
     assert not (tmp_path/'a.csv').exists()
 
@@ -131,12 +131,12 @@ def test_another_loss_than_the_runs_is_refused(data, checkpoints, tmp_path):
         path = copy/f'epoch_00{number}/checkpoint.json'
         facts = json.loads(path.read_text())
         facts['loss'] = {**facts['loss'], 'gamma': facts['loss']['gamma'] + 1}
-        path.write_text(json.dumps(facts))
+        rewrite(path, json.dumps(facts))
         with refused('another loss'): influence(copy, data, tmp_path/'a.csv', per_finding=False, device='cpu')
 
 def test_all_learning_rates_zero(data, checkpoints, tmp_path):
     copy = shutil.copytree(checkpoints, tmp_path/'checkpoints')
-    for path in copy.glob('epoch_*/checkpoint.json'): path.write_text(json.dumps(json.loads(path.read_text()) | {'learning_rate': 0.}))
+    for path in copy.glob('epoch_*/checkpoint.json'): rewrite(path, json.dumps(json.loads(path.read_text()) | {'learning_rate': 0.}))
     with refused('All learning rates', 'are zero'): influence(copy, data, tmp_path/'a.csv', per_finding=False, device='cpu')
 
 def test_patients_in_two_roles_and_strange_groups_are_refused(data, checkpoints, tmp_path):
@@ -280,7 +280,7 @@ def test_kept_pairs_are_not_used_for_other_learning_rates(data, checkpoints, tmp
     before = ask()
     for path in copy.glob('epoch_*/checkpoint.json'):
         facts = json.loads(path.read_text())
-        path.write_text(json.dumps(facts | {'learning_rate': 2 * facts['learning_rate']}))
+        rewrite(path, json.dumps(facts | {'learning_rate': 2 * facts['learning_rate']}))
     near(ask().score, 2 * before.score)
 
 def test_more_processes_than_images_to_score_against(data, checkpoints):

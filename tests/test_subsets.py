@@ -147,10 +147,11 @@ def baseline(checkpoints): return list_checkpoints(checkpoints)[0]
 @pytest.fixture(scope='module')
 def train(data): return data.train.index
 
-def test_a_name_says_all_that_went_in(baseline, train):
-    names = {_retraining_name(kept, baseline, seed, epochs) for kept, seed, epochs in product([train, train[1:]], [0, 1], [2, 3])}
+def test_a_name_says_all_that_went_in(baseline, train, data):
+    names = {_retraining_name(kept, baseline, seed, epochs, data) for kept, seed, epochs in product([train, train[1:]], [0, 1], [2, 3])}
     assert len(names) == 8
-    assert _retraining_name(train, baseline, 0, 2) == _retraining_name(train[::-1], baseline, np.int64(0), 2)
+    assert _retraining_name(train, baseline, 0, 2, data) == _retraining_name(train[::-1], baseline, np.int64(0), 2, data)
+    assert _retraining_name(train, baseline, 0, 2, data.with_frame(data.frame.assign(Hernia=0.))) not in names
 
 def test_a_retraining_follows_the_recipe_with_the_weights_of_all(data, baseline, train, tmp_path, monkeypatch):
     kept, runs = train[data.frame.loc[train, 'Infiltration'] == 0][:20], []
