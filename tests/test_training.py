@@ -195,6 +195,19 @@ def test_a_damaged_state_between_epochs_costs_the_epoch(data, whole, tmp_path, c
     fit(data, run, RECIPE._replace(ema=.9))
     assert all(same(run, whole, epoch, ALL) for epoch in [1, 2, 3]) and f'{state} is damaged' in capsys.readouterr().err
 
+def test_a_repair_that_is_killed_is_repaired_by_the_next_call(data, whole, tmp_path, monkeypatch):
+    run, rng, step = shutil.copytree(whole, tmp_path/'run'), random.Random(os.urandom(8)), _Training._take_step
+    for epoch in [1, 2]: flip_a_bit(run/f'epoch_00{epoch}'/rng.choice(ALL), rng)
+    left = iter(range(rng.randint(0, 9)))
+    def dies(self, *arguments):
+        if next(left, None) is None: raise MemoryError
+        return step(self, *arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(_Training, '_take_step', dies)
+        with pytest.raises(MemoryError): fit(data, run, RECIPE._replace(ema=.9), save_minutes=0)
+    fit(data, run, RECIPE._replace(ema=.9))
+    assert all(same(run, whole, epoch, ALL) for epoch in [1, 2, 3])
+
 def test_a_damaged_run_of_other_settings_is_left_alone(data, whole, tmp_path):
     run = shutil.copytree(whole, tmp_path/'run')
     flip_a_bit(run/'epoch_002/model.safetensors', random.Random(os.urandom(8)))
