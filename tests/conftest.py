@@ -1,9 +1,10 @@
 "One small phantom, one trained run of it, and the real images where they are."
-import os
+import os, sys
 from pathlib import Path
 
 import pytest, torch
 
+from cxr_influence.data import files
 from cxr_influence.data.batches import Data
 from cxr_influence.data.files import InputError, _write_whole
 from cxr_influence.data.nih import read_nih
@@ -65,3 +66,17 @@ def sentence(function, *arguments, **keywords):
     with pytest.raises(InputError) as caught: function(*arguments, **keywords)
     assert '\n' not in str(caught.value) and len(str(caught.value)) < 900
     return str(caught.value)
+
+def hurt(path, how, rng):
+    "Flip a bit, cut a file short, or empty it; its times stay as they are."
+    stat, content = path.stat(), bytearray(path.read_bytes())
+    if how == 'flip': content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+    path.write_bytes({'flip': content, 'cut': content[:rng.integers(len(content))], 'empty': b''}[how])
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+def in_a_new_process():
+    "Forget which files were found whole."
+    files._WHOLE.clear()
+
+LAUNCH = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes=2', '--num_machines=1',
+          '--main_process_port=0', '--mixed_precision=no', '--dynamo_backend=no']
