@@ -6,7 +6,7 @@ import argparse, contextlib, hashlib, json, multiprocessing, os, random, resourc
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import numpy as np
+import nbformat
 import pandas as pd
 import psutil
 import torch
@@ -45,17 +45,16 @@ def pairs(): pairwise('run', data(), 'pairs', matrix=True, top=3, memory=6e6, ba
 def retrain(workers=None):
     given = data()
     order = [int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) for name in given.train.index]
-    seeds = (0, 1, 2) if workers else (0,)
-    grid = subset_grid(pd.Series(order, given.train.index, dtype=float), given.frame, {'remove': [.3]}, ['bottom', 'random'], seeds)
+    seeds = (0, 1) if workers else (0,)
+    grid = subset_grid(pd.Series(order, given.train.index, dtype=float), given.frame, {'remove': [.3]}, ['bottom'], seeds)
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context('fork')) if workers and workers > 0 else None
     if workers is None: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}) # one core: one after the other, here
     with pool or contextlib.nullcontext():
         rows = run_subsets('run', given, grid, 'retrained', executor=pool)
-    rows.drop(columns='seconds').to_csv('retrained.csv')
-    subset_draws(rows, given.frame, resamples=5).to_csv('draws.csv')
+    return rows.drop(columns='seconds').to_csv() + subset_draws(rows, given.frame, resamples=5).to_csv()
 
-def retrain_in_processes(): retrain(2)
-def retrain_by_default(): retrain(-1)
+def retrain_in_processes(): return retrain(2)
+def retrain_by_default(): return retrain(-1)
 
 EXPERIMENT = {'parameters': 'seed: int = 0 # of the numbers\nout: str = "_runs/toy/by-hand" # folder',
     'first': 'try:\n    from cxr_influence.runs.runs import start_run, end_run\n    start_run(globals())\nexcept ImportError: end_run = None',
@@ -64,17 +63,18 @@ EXPERIMENT = {'parameters': 'seed: int = 0 # of the numbers\nout: str = "_runs/t
     'last': 'row = dict(mean=numbers.mean(), largest=numbers.max())\nif end_run: end_run(row)\n'
             'else: pd.DataFrame([row]).to_csv(folder/"row.csv", index=False)'}
 
-def sweep():
-    import nbformat
-    from cxr_influence.runs import runs
-    do = getattr(runs, 'sweep', None) or __import__('cxr_influence.runs.sweeps', fromlist=['sweep']).sweep
+def write_experiment(path):
     cells = [nbformat.v4.new_code_cell(text, metadata={'tags': ['parameters']} if name == 'parameters' else {}) for name, text in EXPERIMENT.items()]
     nb = nbformat.v4.new_notebook(cells=cells, metadata={'kernelspec': {'name': 'python3', 'display_name': 'Python', 'language': 'python'}})
-    if not Path('toy.ipynb').exists(): nbformat.write(nb, 'toy.ipynb')
+    nbformat.write(nb, path)
+
+def sweep():
+    from cxr_influence.runs import runs
+    do = getattr(runs, 'sweep', None) or __import__('cxr_influence.runs.sweeps', fromlist=['sweep']).sweep
     table = do('toy.ipynb', {'seed': [1, 2]}, runs='runs')
     if 'status' in table and (table.status != 'complete').any():
         raise InputError(f'In the frame: {"; ".join(str(error) for error in table.error if isinstance(error, str))}')
-    table[['mean', 'largest']].to_csv('sweep.csv', index=False)
+    return table[['mean', 'largest']].to_csv(index=False)
 
 STAGES = dict(decode=decode, train=train, score=score, pairs=pairs, retrain=retrain, sweep=sweep,
               retrain_in_processes=retrain_in_processes, retrain_by_default=retrain_by_default)
@@ -116,8 +116,7 @@ def what_is_there(stage):
         add('pairs/pairwise.npy'), add('pairs/strongest.parquet', table_facts), add('pairs/pairwise.json', json_facts)
     if stage.startswith('retrain'):
         add('retrained/*.json', json_facts), add('retrained/*.parquet', table_facts), add('retrained/logits/*.parquet', table_facts)
-        add('retrained.csv'), add('draws.csv')
-    if stage == 'sweep': add('sweep.csv'), add('runs/toy/*/row.csv', lambda path: checksum(pd.read_csv(path)[['mean', 'largest']].to_csv()))
+    if stage == 'sweep': add('runs/toy/*/row.csv', lambda path: checksum(pd.read_csv(path)[['mean', 'largest']].to_csv()))
     return found
 
 # --- a stage in a process of its own ---
@@ -145,8 +144,8 @@ def child(folder, stage, hurt, answer):
     try:
         try:
             if hurt.get('file_limit'): limit_files(hurt['file_limit'])
-            with clock_jumps_back(3600, hurt['clock']) if 'clock' in hurt else contextlib.nullcontext(): STAGES[stage]()
-            end = 'done', ''
+            with clock_jumps_back(3600, hurt['clock']) if 'clock' in hurt else contextlib.nullcontext(): returned = STAGES[stage]()
+            end = 'done', returned or ''
         except InputError as error: end = 'sentence', str(error)
         except KeyboardInterrupt as error: end = 'stopped', str(error)
         except BaseException: end = 'traceback', traceback.format_exc()
@@ -179,7 +178,8 @@ class Launcher:
         try:
             if mine.poll(patience): end = mine.recv()
         except EOFError: pass
-        seconds = time.perf_counter() - start
+        seconds, self.returned = time.perf_counter() - start, None
+        if end and end[0] == 'done': end, self.returned = ('done', ''), end[1]
         if end is None and process.is_alive() and seconds >= patience: end = 'hangs', f'still running after {patience} s'
         with contextlib.suppress(ProcessLookupError, PermissionError): os.killpg(process.pid, signal.SIGKILL) # what it left behind
         process.join()
@@ -245,11 +245,19 @@ class Disk:
 
 def flip_a_bit(path, rng):
     content = bytearray(path.read_bytes())
-    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    place, bit = rng.randrange(len(content)), rng.randrange(8)
+    content[place] ^= 1 << bit
     rewrite(path, content)
+    return f'bit {bit} of byte {place:,}'
 
-def truncate(path, rng): rewrite(path, path.read_bytes()[:rng.randrange(1, path.stat().st_size)])
-def empty(path, rng): rewrite(path, b'')
+def truncate(path, rng):
+    length = rng.randrange(1, path.stat().st_size)
+    rewrite(path, path.read_bytes()[:length])
+    return f'at {length:,} bytes'
+
+def empty(path, rng):
+    rewrite(path, b'')
+    return 'to 0 bytes'
 
 def rewrite(path, content):
     "Change a file as a disk does: its times stay."
@@ -294,8 +302,9 @@ class Workshop:
     "An undisturbed run of every stage, and the folders of trials."
     def __init__(self, folder, stages=('decode', 'train', 'score', 'pairs', 'retrain', 'sweep')):
         self.folder, self.launch, self.stages, self.rng = Path(folder), Launcher(), stages, random.Random(os.urandom(8))
-        self.base, self.expected, self.seconds, self.bytes, self.tmpfs = self.folder/'base', {}, {}, {}, can_mount()
+        self.base, self.expected, self.returned, self.seconds, self.bytes, self.tmpfs = self.folder/'base', {}, {}, {}, {}, can_mount()
         self.folder.mkdir(parents=True, exist_ok=True)
+        write_experiment(self.folder/'toy.ipynb')
         make_phantom(self.folder/'phantom', n=60, size=64, seed=self.rng.randrange(10**6))
         self.base.mkdir()
         self.link(self.base)
@@ -304,10 +313,12 @@ class Workshop:
             end, text, self.seconds[stage] = self.launch(self.base, stage)
             assert end == 'done', text
             self.expected[stage], self.bytes[stage] = self.there(self.base, stage), size_of(self.base) - before
+            self.returned[stage] = self.launch.returned
             assert self.expected[stage]
-        for stage in ('retrain_in_processes', 'retrain_by_default'): self.seconds[stage] = 6 * self.seconds.get('retrain', 0)
+        for stage in ('retrain_in_processes', 'retrain_by_default'): self.seconds[stage] = 2 * self.seconds.get('retrain', 0)
 
-    def link(self, folder): os.symlink(self.folder/'phantom', folder/'phantom')
+    def link(self, folder):
+        for name in ('phantom', 'toy.ipynb'): os.symlink(self.folder/name, folder/name)
 
     def there(self, folder, stage):
         here = os.getcwd()
@@ -319,7 +330,7 @@ class Workshop:
         "Lay out the folder of a trial: what the stage needs, and perhaps what it has made."
         folder.mkdir(exist_ok=True)
         self.link(folder)
-        made = [path.name for path in self.base.iterdir() if path.name != 'phantom']
+        made = [path.name for path in self.base.iterdir() if not path.is_symlink()]
         wanted = NEEDS[stage] if state in ('before', 'killed') else made if state in ('done', 'row lost') else [*NEEDS[stage], 'run']
         for name in wanted:
             if name in made: (shutil.copytree if (self.base/name).is_dir() else shutil.copy2)(self.base/name, folder/name)
@@ -333,18 +344,18 @@ class Workshop:
     def agrees(self, folder, stage, whole=True):
         "Whether a stage made what the undisturbed one made; where not `whole`, whether what is there is of it."
         expected = self.expected.get(stage) or self.reference(stage)
-        found = self.there(folder, stage)
-        return found == expected if whole else all(expected.get(name) == value for name, value in found.items() if not harmless(name))
+        found, same = self.there(folder, stage), self.launch.returned == self.returned[stage]
+        return same and found == expected if whole else all(expected.get(name) == value for name, value in found.items() if not harmless(name))
 
     def reference(self, stage):
         "The undisturbed result of a stage that few trials need, made when one does."
         folder = self.begin(stage, self.folder/f'base-{stage}')
         end, text, self.seconds[stage] = self.launch(folder, stage)
         assert end == 'done', text
-        self.expected[stage] = self.there(folder, stage)
+        self.expected[stage], self.returned[stage] = self.there(folder, stage), self.launch.returned
         return self.expected[stage]
 
-def harmless(name): return name in ('run/history.csv', 'retrained.csv', 'draws.csv', 'sweep.csv') # rewritten by every call
+def harmless(name): return name == 'run/history.csv' # rewritten after every epoch
 
 def size_of(folder): return sum(-(-path.stat().st_size // 4096) * 4096 + 4096 for path in folder.rglob('*') if path.is_file())
 
@@ -398,13 +409,16 @@ def try_file_limit(shop, stage):
     again, later, seconds = rerun(shop, folder, stage)
     return row('file too large (quota)', stage, f'at {limit:,} bytes', first, text, again, shop.agrees(folder, stage), half, later, seconds)
 
-def try_read_only(shop, stage, state='before'):
-    detail = 'nothing is done yet' if state == 'before' else 'all is done'
+def try_read_only(shop, stage, state='before', with_stores=False):
+    detail = ('nothing is done yet' if state == 'before' else 'all is done') + ', decoded images too' * with_stores
     if not shop.tmpfs: return None
     folder = shop.folder/'disk'
     disk = Disk(folder)
     try:
         shop.begin(stage, folder, state)
+        if 'stores' in NEEDS[stage] and not with_stores: # the images are on another disk
+            shutil.move(folder/'stores', shop.folder/'trial')
+            os.symlink(shop.folder/'trial', folder/'stores')
         disk.change('ro')
         first, text, _ = shop.launch(folder, stage)
         disk.change('rw')
@@ -443,7 +457,7 @@ def prepare_damage(shop, target):
 
 def try_damage(shop, target, damage):
     folder, stage, path = prepare_damage(shop, target)
-    DAMAGES[damage](path, shop.rng)
+    where = DAMAGES[damage](path, shop.rng)
     first, text, _ = shop.launch(folder, stage)
     name, again, later, seconds = path.relative_to(folder), first, text, 0.
     if first != 'done':
@@ -451,7 +465,7 @@ def try_damage(shop, target, damage):
         if again == 'sentence' and stands_for(path, folder, text): # and after what the sentence advises
             advised(shop, folder, stage, path)
             again, later, seconds = rerun(shop, folder, stage)
-    return row(damage, stage, f'{target}: {name}', first, text, again, shop.agrees(folder, stage), False, later, seconds)
+    return row(damage, stage, f'{target}: {name}, {where}', first, text, again, shop.agrees(folder, stage), False, later, seconds)
 
 def stands_for(path, folder, text): # whether a sentence names the damaged file, or a folder it is in
     relative = path.relative_to(folder)
@@ -478,6 +492,7 @@ def plan(shop, rounds=30):
     jobs += [('stop', try_kill, (stage, how)) for stage in shop.stages for how in ('Ctrl-C twice', 'SIGTERM')]
     jobs += [('disk', try_full_disk, (stage,)) for stage in shop.stages for _ in range(3)] + [('disk', try_file_limit, (stage,)) for stage in each]
     jobs += [('readonly', try_read_only, (stage, state)) for stage in shop.stages for state in ('before', 'done')]
+    jobs += [('readonly', try_read_only, (stage, 'done', True)) for stage in ('train', 'score') if stage in shop.stages]
     jobs += [('clock', try_clock, (stage,)) for stage in each]
     jobs += [('worker', try_worker, (stage,)) for stage in ['retrain_in_processes'] * 2 + ['retrain_by_default', 'sweep'] if stage.split('_')[0] in shop.stages]
     jobs += [('damage', try_damage, (target, damage)) for target in TARGETS if TARGETS[target][1] in shop.stages for damage in DAMAGES]
@@ -487,7 +502,7 @@ def clear(shop):
     for name in ('trial', 'disk'): shutil.rmtree(shop.folder/name, ignore_errors=True)
 
 def attempt(shop, function, *arguments):
-    "One trial in a clean folder."
+    "One trial in a clean folder: a row of the table, or None where it cannot be tried here."
     clear(shop)
     return function(shop, *arguments)
 
@@ -498,7 +513,7 @@ def harm(out='_runs/faults', rounds=30, only=None, like='', stages=('decode', 't
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         shop = Workshop(Path(folder)/'shop', stages)
-        jobs = [job for job in plan(shop, rounds) if only in (None, job[0]) and like in ' '.join(job[2])]
+        jobs = [job for job in plan(shop, rounds) if only in (None, job[0]) and like in ' '.join(map(str, job[2]))]
         if not shop.tmpfs: print('No small disk can be mounted here (that takes root): a limit on the size of files stands in for a full disk, '
                                  'and read-only folders are not tried.', file=sys.stderr)
         bar = tqdm(jobs, 'faults', unit='fault', disable=False)
