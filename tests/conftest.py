@@ -1,11 +1,12 @@
 "One small phantom, one trained run of it, and the real images where they are."
-import os
+import os, sys
 from pathlib import Path
 
 import pytest, torch
 
+from cxr_influence.data import files
 from cxr_influence.data.batches import Data
-from cxr_influence.data.files import InputError
+from cxr_influence.data.files import InputError, _write_whole
 from cxr_influence.data.nih import read_nih
 from cxr_influence.data.store import decode
 from cxr_influence.phantom.dataset import make_phantom
@@ -41,13 +42,41 @@ def refused(*words):
     class Refused:
         def __enter__(self): return self
         def __exit__(self, kind, error, trace):
-            assert kind is InputError, f'{kind}: {error}'
+            assert kind and issubclass(kind, InputError), f'{kind}: {error}'
             assert all(word in str(error) for word in words) and '\n' not in str(error), str(error)
             return True
     return Refused()
+
+def rewrite(path, text):
+    "Write a file on purpose, with its checksum."
+    _write_whole(path, text, checksum=True)
+
+def flip_a_bit(path, rng):
+    "Flip a random bit of a file in its place, and return which."
+    with open(path, 'r+b') as file:
+        place, bit = rng.randrange(os.path.getsize(path)), rng.randrange(8)
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1 << bit]))
+    return f'{path}: bit {bit} of byte {place}'
 
 def sentence(function, *arguments, **keywords):
     "The InputError that a call must raise, which is one line."
     with pytest.raises(InputError) as caught: function(*arguments, **keywords)
     assert '\n' not in str(caught.value) and len(str(caught.value)) < 900
     return str(caught.value)
+
+def hurt(path, how, rng):
+    "Flip a bit, cut a file short, or empty it; its times stay as they are."
+    stat, content = path.stat(), bytearray(path.read_bytes())
+    if how == 'flip': content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+    path.write_bytes({'flip': content, 'cut': content[:rng.integers(len(content))], 'empty': b''}[how])
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+def in_a_new_process():
+    "Forget which files were found whole."
+    files._WHOLE.clear()
+
+LAUNCH = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes=2', '--num_machines=1',
+          '--main_process_port=0', '--mixed_precision=no', '--dynamo_backend=no']

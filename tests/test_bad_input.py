@@ -2,7 +2,7 @@
 import json, shutil
 import pytest
 
-from conftest import refused
+from conftest import refused, rewrite
 from cxr_influence.training.checkpoints import Recipe
 from cxr_influence.data.nih import read_nih
 from cxr_influence.data.batches import load_data
@@ -69,13 +69,15 @@ def test_checkpoints_that_are_missing_or_of_another_model(data, checkpoints, tmp
     for change, words in [({'backbone': 'resnet18'}, ['does not fit this backbone', 'epoch_002']),
                           ({'findings': ['Cat', 'Dog']}, ['other findings']), ({'data': 'f' * 12}, ['trained on other images']),
                           ({'image_size': 128}, ['trained at 128 pixels'])]:
-        path.write_text(json.dumps(facts | change))
+        rewrite(path, json.dumps(facts | change))
         with refused(*words): influence(copy, data, tmp_path/'scores/influence.csv', device='cpu')
-    path.write_text(json.dumps({name: value for name, value in facts.items() if name != 'learning_rate'}))
+    rewrite(path, json.dumps({name: value for name, value in facts.items() if name != 'learning_rate'}))
     with refused('does not state learning_rate'): Checkpoint(copy/'epoch_002')
     path.write_text('{')
+    with refused('checkpoint.json is damaged'): Checkpoint(copy/'epoch_002')
+    rewrite(path, '{')
     with refused('is not JSON'): Checkpoint(copy/'epoch_002')
-    path.write_text(json.dumps(facts))
+    rewrite(path, json.dumps(facts))
     (copy/'epoch_002/model.safetensors').write_bytes(b'nothing')
-    with refused('model.safetensors', 'safe to read'): Checkpoint(copy/'epoch_002').model()
+    with refused('model.safetensors is damaged', 'epoch_001'): Checkpoint(copy/'epoch_002').model()
     assert not list((tmp_path/'scores').glob('*.csv')) + list((tmp_path/'scores').glob('*.part'))

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import refused
+from conftest import hurt, in_a_new_process, refused, sentence
 from cxr_influence.data.labels import FINDINGS
 from cxr_influence.evidence import retraining
 from cxr_influence.evidence.retraining import (_made_of, _keep_best, retrain, run_side_by_side,
@@ -179,3 +179,48 @@ def test_a_cluster_of_dask_keeps_the_order():
     distributed = pytest.importorskip('distributed')
     with distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster, distributed.Client(cluster) as client:
         assert run_side_by_side(pow, [(2, 3), (3, 2), (5, 1)], 'powers', client.get_executor()) == [8, 9, 5]
+
+# Runs one can trust
+
+def test_damaged_logits_are_made_again(data, tmp_path, capsys):
+    rng, rows = np.random.default_rng(), data.rows('test')
+    def ask():
+        in_a_new_process()
+        return retrain(data, RECIPE, 0, rows, tmp_path, device='cpu')
+    logits, path = ask(), next(tmp_path.glob('[!.]*.parquet'))
+    for how in ['flip', 'flip', 'cut', 'empty']:
+        hurt(path, how, rng)
+        pd.testing.assert_frame_equal(ask(), logits)
+        assert f'{path.name} is damaged' in capsys.readouterr().err
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+def test_a_full_disk_is_a_sentence_and_what_was_trained_is_not_lost(data, tmp_path, monkeypatch):
+    rows = data.rows('test')
+    def full(*given, **settings): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(pd.DataFrame, 'to_parquet', full)
+    said = sentence(retrain, data, RECIPE, 0, rows, tmp_path/'full', device='cpu')
+    monkeypatch.undo()
+    assert 'No space left on device' in said and not [*(tmp_path/'full').rglob('*.part')]
+    monkeypatch.setattr('cxr_influence.training.loop._Training._take_step', lambda *a, **k: pytest.fail('trained again'))
+    logits = retrain(data, RECIPE, 0, rows, tmp_path/'full', device='cpu')
+    monkeypatch.undo()
+    pd.testing.assert_frame_equal(logits, retrain(data, RECIPE, 0, rows, tmp_path/'whole', device='cpu'))
+
+def test_what_cannot_work_is_refused_before_the_training(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(retraining, 'fit', lambda *a, **k: pytest.fail('trained'))
+    for rows in [[], [len(data)], [-1], ['a.png'], [.5], [[1]], data.test.index]:
+        with refused('give row numbers from 0 to'): retrain(data, RECIPE, 0, rows, tmp_path/'out', device='cpu')
+    assert not (tmp_path/'out').exists()
+    (tmp_path/'file').touch()
+    with refused('cannot be written'): retrain(data, RECIPE, 0, data.rows('test'), tmp_path/'file/out', device='cpu')
+    with refused('costs are 1 for 2 calls'): run_side_by_side(pow, [(1, 1), (2, 2)], costs=[1])
+
+def test_what_a_killed_retraining_left_half_written_is_removed(data, tmp_path):
+    rows = data.rows('test')
+    logits = retrain(data, RECIPE, 0, rows, tmp_path, device='cpu')
+    path = next(tmp_path.glob('[!.]*.parquet'))
+    left = path.with_name(f'{path.name}.9-9.part')
+    left.touch()
+    path.unlink()
+    pd.testing.assert_frame_equal(retrain(data, RECIPE, 0, rows, tmp_path, device='cpu'), logits, check_flags=False)
+    assert not left.exists()

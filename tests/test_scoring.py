@@ -4,14 +4,14 @@ import json, os, shutil, signal, subprocess, sys, time
 import numpy as np
 import pandas as pd
 import pytest, torch
-from conftest import refused, sentence
+from conftest import hurt, in_a_new_process, refused, rewrite, sentence
 
 from cxr_influence.attribution import scoring
 from cxr_influence.data.batches import Data, batches, normalise
 from cxr_influence.training.checkpoints import Checkpoint, list_checkpoints
 from cxr_influence.data.labels import FINDINGS
 from cxr_influence.training.networks import weights_checksum
-from cxr_influence.attribution.pairwise import pairwise
+from cxr_influence.attribution.pairwise import open_pairwise, pairwise
 from cxr_influence.attribution.scoring import (_Loader, breakdown, _check_repeats, influence,
     query_losses, score_checkpoint, sum_by, verify)
 from cxr_influence.attribution.tracin import gradient, plain_scores
@@ -82,7 +82,7 @@ def test_twice_the_learning_rate_is_twice_the_score(data, checkpoints, tmp_path,
     copy = shutil.copytree(checkpoints, tmp_path/'checkpoints')
     for path in copy.glob('epoch_*/checkpoint.json'):
         facts = json.loads(path.read_text())
-        path.write_text(json.dumps(facts | {'learning_rate': 2 * facts['learning_rate']}))
+        rewrite(path, json.dumps(facts | {'learning_rate': 2 * facts['learning_rate']}))
     one, two = (influence(run, data, tmp_path/f'{run.parent.name}.csv', per_finding=False, device='cpu') for run in [checkpoints, copy])
     near(two.influence, 2 * one.influence)
 
@@ -121,7 +121,7 @@ def test_loaders_that_shuffle_augment_or_run_dry_are_refused(data):
 def test_a_checkpoint_that_says_something_else_is_refused(data, checkpoints, tmp_path, change, words):
     copy = shutil.copytree(checkpoints, tmp_path/'checkpoints')
     path = copy/'epoch_002/checkpoint.json'
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    rewrite(path, json.dumps(json.loads(path.read_text()) | change))
     with refused(*words): influence(copy, data, tmp_path/'a.csv', per_finding=False, device='cpu')
     assert not (tmp_path/'a.csv').exists()
 
@@ -131,12 +131,12 @@ def test_another_loss_than_the_runs_is_refused(data, checkpoints, tmp_path):
         path = copy/f'epoch_00{number}/checkpoint.json'
         facts = json.loads(path.read_text())
         facts['loss'] = {**facts['loss'], 'gamma': facts['loss']['gamma'] + 1}
-        path.write_text(json.dumps(facts))
+        rewrite(path, json.dumps(facts))
         with refused('another loss'): influence(copy, data, tmp_path/'a.csv', per_finding=False, device='cpu')
 
 def test_all_learning_rates_zero(data, checkpoints, tmp_path):
     copy = shutil.copytree(checkpoints, tmp_path/'checkpoints')
-    for path in copy.glob('epoch_*/checkpoint.json'): path.write_text(json.dumps(json.loads(path.read_text()) | {'learning_rate': 0.}))
+    for path in copy.glob('epoch_*/checkpoint.json'): rewrite(path, json.dumps(json.loads(path.read_text()) | {'learning_rate': 0.}))
     with refused('All learning rates', 'are zero'): influence(copy, data, tmp_path/'a.csv', per_finding=False, device='cpu')
 
 def test_patients_in_two_roles_and_strange_groups_are_refused(data, checkpoints, tmp_path):
@@ -280,7 +280,7 @@ def test_kept_pairs_are_not_used_for_other_learning_rates(data, checkpoints, tmp
     before = ask()
     for path in copy.glob('epoch_*/checkpoint.json'):
         facts = json.loads(path.read_text())
-        path.write_text(json.dumps(facts | {'learning_rate': 2 * facts['learning_rate']}))
+        rewrite(path, json.dumps(facts | {'learning_rate': 2 * facts['learning_rate']}))
     near(ask().score, 2 * before.score)
 
 def test_more_processes_than_images_to_score_against(data, checkpoints):
@@ -289,3 +289,166 @@ def test_more_processes_than_images_to_score_against(data, checkpoints):
     few = _Loader(data, rows_of(frame)['validation'][:2])
     with refused('2 target images', '3 processes'): \
         scoring._find_directions(checkpoint, checkpoint.model().eval(), few, scoring._Query(query_losses(frame, False)), crowd)
+
+# Runs one can trust: company, damage, full disks, late refusals
+
+def run_together(calls, environment):
+    "Start commands at once, and return what each wrote to standard error; all must succeed."
+    processes = [subprocess.Popen(call, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for call in calls]
+    said = [process.communicate()[1] for process in processes]
+    assert not any(process.returncode for process in processes), said
+    return said
+
+def test_two_scorers_of_one_output_share_the_work(data, phantom, checkpoints, tmp_path):
+    call = [sys.executable, *map(str, command(data, phantom, checkpoints, tmp_path/'out'))]
+    said = run_together([call, call], quiet())
+    assert ''.join(said).count('waiting for it') >= 1 # the first to come worked, the other waited
+    scores = influence(checkpoints, data, tmp_path/'alone.csv')
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path/'out/influence.parquet'), scores, rtol=1e-3, atol=1e-3 * scores.influence.abs().max())
+    assert open_pairwise(tmp_path/'out/pairs').shape == (len(data.validation), len(data.train))
+    assert not [*(tmp_path/'out').rglob('*.part')]
+
+HARMS = ['flip', 'flip', 'flip', 'cut', 'empty']
+
+def test_damaged_scores_are_made_again(data, checkpoints, tmp_path, capsys):
+    rng = np.random.default_rng()
+    def score(): return influence(checkpoints, data, tmp_path/'a.csv', per_finding=False, device='cpu')
+    whole, kept = score(), tmp_path/'a.checkpoints'
+    files_of = {name: (kept/name).read_bytes() for name in ['epoch_001.parquet', 'epoch_002.parquet']}
+    for how in HARMS:
+        name = str(rng.choice([*files_of]))
+        hurt(kept/name, how, rng)
+        in_a_new_process()
+        pd.testing.assert_frame_equal(score(), whole)
+        assert f'{name} is damaged' in capsys.readouterr().err
+        assert (kept/name).read_bytes() == files_of[name]
+
+def test_damaged_blocks_are_made_again(data, checkpoints, tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng()
+    monkeypatch.setattr(scoring, '_BLOCK_IMAGES', 16)
+    checkpoint, real, done = list_checkpoints(checkpoints)[0], scoring._score_rows, []
+    def score(): return score_checkpoint(checkpoint, data, tmp_path/'a.csv', False, device='cpu')
+    whole = score_checkpoint(checkpoint, data, tmp_path/'b.csv', False, device='cpu')
+    for how in HARMS[2:]:
+        class Enough(Exception): pass
+        def interrupted(*given):
+            if len(done) == 3: raise Enough
+            done.append(1)
+            return real(*given)
+        monkeypatch.setattr(scoring, '_score_rows', interrupted)
+        with pytest.raises(Enough): score()
+        monkeypatch.setattr(scoring, '_score_rows', real)
+        blocks = [*(tmp_path/'a.checkpoints/epoch_001').glob('[0-9]*.parquet')]
+        assert len(blocks) == 3
+        hurt(blocks[rng.integers(3)], how, rng)
+        in_a_new_process()
+        pd.testing.assert_frame_equal(score(), whole)
+        assert 'is damaged' in capsys.readouterr().err
+        shutil.rmtree(tmp_path/'a.checkpoints')
+        done.clear()
+
+def test_damaged_pairs_are_made_again_and_never_opened(data, checkpoints, tmp_path, capsys):
+    rng, out = np.random.default_rng(), tmp_path/'pairs'
+    def score(): return pairwise(checkpoints, data, out, data.validation.index[:6], top=2, matrix=True, memory=2e6, device='cpu')
+    strongest, matrix = score(), out/'pairwise.npy'
+    assert len([*(out/'blocks').glob('*.parquet')]) > 1
+    content, row = matrix.read_bytes(), open_pairwise(out).iloc[2].copy()
+    for how in [*HARMS, 'flip', 'flip']:
+        block = [*(out/'blocks').glob('0*.parquet')][0]
+        path = [matrix, matrix, matrix, out/'pairwise.json', block][rng.integers(5)]
+        hurt(path, how, rng)
+        in_a_new_process()
+        if path in (matrix, out/'pairwise.json'):
+            assert 'damaged' in sentence(open_pairwise, out)
+        pd.testing.assert_frame_equal(score(), strongest)
+        if path in (matrix, block): assert 'damaged' in capsys.readouterr().err
+        assert matrix.read_bytes() == content and open_pairwise(out).iloc[2].equals(row)
+
+def test_a_matrix_that_is_missing_incomplete_or_of_another_call_is_not_opened(data, checkpoints, tmp_path):
+    out, few = tmp_path/'pairs', data.validation.index[:2]
+    assert 'matrix=True' in sentence(open_pairwise, out)
+    pairwise(checkpoints, data, out, few, top=1, device='cpu')
+    assert 'without the matrix' in sentence(open_pairwise, out)
+    pairwise(checkpoints, data, out, few, top=1, matrix=True, device='cpu')
+    assert list(open_pairwise(out).index) == list(few)
+    mapped = np.load(out/'pairwise.npy', mmap_mode='r')
+    before = mapped.copy()
+    pairwise(checkpoints, data, out, data.validation.index[:3], top=1, matrix=True, device='cpu')
+    assert (mapped == before).all() and len(open_pairwise(out)) == 3 # whoever has it open keeps it
+    (out/'pairwise.npy').unlink()
+    assert 'matrix=True' in sentence(open_pairwise, out)
+
+def test_a_disk_that_fills_is_a_sentence_and_the_same_call_resumes(data, checkpoints, tmp_path, monkeypatch):
+    def score(name): return influence(checkpoints, data, tmp_path/name/'a.csv', per_finding=False, device='cpu')
+    def pairs(name): return pairwise(checkpoints, data, tmp_path/name/'pairs', data.validation.index[:3], top=1, matrix=True, device='cpu')
+    monkeypatch.setattr(scoring, '_BLOCK_IMAGES', 32)
+    for ask in score, pairs:
+        whole, real = ask('whole'), os.fsync
+        rng, left = np.random.default_rng(), [0]
+        def full(descriptor):
+            left[0] -= 1
+            if left[0] < 0: raise OSError(28, 'No space left on device')
+            return real(descriptor)
+        for _ in range(4):
+            left[0] = int(rng.integers(0, 5)) # a call that finds all else kept writes five times
+            monkeypatch.setattr(os, 'fsync', full)
+            said = sentence(ask, 'full')
+            monkeypatch.setattr(os, 'fsync', real)
+            assert 'No space left on device' in said and 'free some space' in said
+            assert not [*(tmp_path/'full').rglob('*.part')]
+        pd.testing.assert_frame_equal(ask('full'), whole)
+
+def test_a_matrix_for_which_there_is_no_room_is_refused_before_the_work(data, checkpoints, tmp_path, monkeypatch):
+    def full(*given): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(os, 'posix_fallocate', full)
+    monkeypatch.setattr('cxr_influence.attribution.pairwise._score_pairs', lambda *given: pytest.fail('worked'))
+    assert 'No space left' in sentence(pairwise, checkpoints, data, tmp_path/'pairs', matrix=True, device='cpu')
+    assert not (tmp_path/'pairs/pairwise.npy').exists()
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(data, checkpoints, tmp_path, monkeypatch):
+    (tmp_path/'file').touch()
+    for name in '_find_directions', '_score_rows': monkeypatch.setattr(scoring, name, lambda *given: pytest.fail('worked'))
+    assert 'cannot be written' in sentence(influence, checkpoints, data, tmp_path/'file/a.csv', device='cpu')
+    assert 'cannot be written' in sentence(pairwise, checkpoints, data, tmp_path/'file/pairs', device='cpu')
+    def denied(lock, seconds): raise PermissionError(13, 'Permission denied')
+    monkeypatch.setattr('cxr_influence.training.resume._acquire', denied)
+    assert 'Permission denied' in sentence(influence, checkpoints, data, tmp_path/'a.csv', device='cpu')
+    assert 'Permission denied' in sentence(pairwise, checkpoints, data, tmp_path/'pairs', device='cpu')
+
+def test_what_a_killed_scorer_left_half_written_is_removed(data, checkpoints, tmp_path):
+    left = [tmp_path/name for name in ['a.csv.9-9.part', 'a.checkpoints/epoch_001.parquet.9-9.part', 'a.checkpoints/epoch_001/0000000.parquet.9-9.part',
+                                       'pairs/pairwise.json.9-9.part', 'pairs/blocks/0000000.parquet.9-9.part']]
+    others = [tmp_path/name for name in ['b.csv.9-9.part', 'notes.part']]
+    for path in [*left, *others]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    influence(checkpoints, data, tmp_path/'a.csv', per_finding=False, device='cpu')
+    pairwise(checkpoints, data, tmp_path/'pairs', data.validation.index[:1], top=1, device='cpu')
+    assert not any(path.exists() for path in left) and all(path.exists() for path in others)
+
+def test_settings_that_cannot_work_are_refused_before_the_work(data, checkpoints, tmp_path, monkeypatch):
+    for name in '_find_directions', '_score_rows': monkeypatch.setattr(scoring, name, lambda *given: pytest.fail('worked'))
+    monkeypatch.setattr('cxr_influence.attribution.pairwise._score_pairs', lambda *given: pytest.fail('worked'))
+    def refuse(function, *words, **settings):
+        said = sentence(function, checkpoints, data, tmp_path/'a.csv', device='cpu', **settings)
+        assert all(word in said for word in words), said
+    refuse(influence, 'split tset', 'train', against='tset')
+    refuse(influence, 'Group Hernia', groups={'Hernia': data.frame.sex == 'F'})
+    refuse(influence, 'No layer', layers='head')
+    for size in [0, -1, 2.5, '32']:
+        refuse(influence, 'batch_size is', batch_size=size)
+        refuse(pairwise, 'batch_size is', batch_size=size)
+        refuse(pairwise, 'top is', top=size)
+    refuse(pairwise, 'memory is', memory=0)
+    refuse(pairwise, 'images is empty', images=[])
+    refuse(pairwise, 'No layer', layers='head')
+
+def test_what_reads_scores_says_what_is_missing_or_damaged(data, checkpoints, tmp_path):
+    assert 'score again' in sentence(breakdown, tmp_path/'a.csv')
+    scores = influence(checkpoints, data, tmp_path/'a.csv', device='cpu')
+    assert 'is not in the frame' in sentence(sum_by, scores, data.frame[1:], 'patient')
+    for name in 'a.json', 'a.checkpoints/epoch_002.parquet':
+        hurt(tmp_path/name, 'flip', np.random.default_rng())
+        in_a_new_process()
+        assert 'score again' in sentence(breakdown, tmp_path/'a.csv') and name in sentence(breakdown, tmp_path/'a.csv')
+        influence(checkpoints, data, tmp_path/'a.csv', device='cpu')

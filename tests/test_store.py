@@ -12,11 +12,12 @@ from pydicom.sequence import Sequence
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 from tqdm import tqdm
 
-from conftest import sentence
+from conftest import flip_a_bit, sentence
 from cxr_influence.training.checkpoints import Recipe
 from cxr_influence.data import store as stores
-from cxr_influence.data.batches import batches, load_data, _pixels_on, _without_skipped
-from cxr_influence.data.nih import read_nih
+from cxr_influence.data import files
+from cxr_influence.data.batches import Data, batches, load_data, _pixels_on, _without_skipped
+from cxr_influence.data.nih import fingerprint, read_nih
 from cxr_influence.data.images import read_image
 from cxr_influence.data.store import decode, open_store, verify_store
 from cxr_influence.data.files import InputError
@@ -299,6 +300,184 @@ def test_damage_is_noticed_and_repaired(copy, tmp_path, damage):
         shutil.rmtree(out)
     else: assert 'damaged' in sentence(lambda: open_store(out).names)
     assert same(decode(frame, copy, 64, out), expected)
+
+# --- bits that flip ---
+
+def all_pixels(data): return np.concatenate([x[:, 0].numpy() for x, _, _ in batches(data, np.arange(len(data)), 32)])
+
+def test_no_flipped_bit_goes_unnoticed_and_each_is_repaired(copy, tmp_path, capsys):
+    rng, out, lines = random.Random(os.urandom(8)), tmp_path/'store', 0
+    frame = read_nih(copy).iloc[:40]
+    expected = all_pixels(Data(frame, decode(frame, copy, 64, out)))
+    for name in ['pixels.npy'] * 10 + ['images.csv', 'store.json', '.images.csv.crc32', '.store.json.crc32'] * 3:
+        flipped = flip_a_bit(out/name, rng)
+        store = decode(frame, copy, 64, out)
+        assert np.array_equal(all_pixels(Data(frame, store)), expected), flipped
+        assert ('damaged' in capsys.readouterr().err) or name.startswith('.'), flipped # there a blank may change
+        verify_store(open_store(out))
+        if not name.startswith('.'): lines += 1
+    assert lines == 16
+
+def test_a_flipped_bit_without_the_image_names_it(copy, tmp_path):
+    rng, frame = random.Random(os.urandom(8)), read_nih(copy).iloc[:20]
+    for number in range(20):
+        out = tmp_path/f'{number}'
+        header = decode(frame, copy, 64, out).pixels.offset
+        flipped = flip_a_bit(out/'pixels.npy', rng)
+        place = int(flipped.split()[-1])
+        said = sentence(lambda: all_pixels(Data(frame, open_store(out))))
+        assert 'is damaged' in said and 'decode again' in said, flipped
+        assert place < header or frame.index[(place - header) // 64**2] in said, flipped
+
+def test_a_damaged_row_whose_image_is_another_by_now_is_not_taken_from_it(copy, tmp_path, capsys):
+    frame, out = read_nih(copy), tmp_path/'store'
+    store = decode(frame, copy, 64, out)
+    with stores._PixelFile(out/'pixels.npy') as rows: rows[4] = bytes(64 * 64)
+    shutil.copy(copy/'images'/frame.index[5], copy/'images'/frame.index[4])
+    assert frame.index[4] in sentence(lambda: open_store(out, copy)[4])
+    os.remove(copy/'images'/frame.index[4])
+    assert frame.index[4] in sentence(lambda: open_store(out, copy)[[3, 4]])
+    assert (open_store(out, copy)[:4] == store.pixels[:4]).all() and not capsys.readouterr().err
+
+@pytest.mark.parametrize('length', [0, 100, 5000])
+@pytest.mark.parametrize('name', ['pixels.npy', 'images.csv', 'store.json'])
+def test_what_is_cut_short_is_made_again_with_a_line(copy, tmp_path, capsys, name, length):
+    frame, out = read_nih(copy), tmp_path/'store'
+    expected = decode(frame, copy, 64, tmp_path/'fresh')
+    decode(frame, copy, 64, out)
+    os.truncate(out/name, min(length, os.path.getsize(out/name) - 1))
+    assert 'is damaged' in sentence(lambda: open_store(out).index)
+    assert same(decode(frame, copy, 64, out), expected)
+    assert capsys.readouterr().err.count('store is damaged: its images are decoded again.') == 1
+
+def test_an_image_replaced_behind_its_size_and_time_is_noticed(copy, tmp_path, counted, monkeypatch):
+    frame, out = read_nih(copy), tmp_path/'store'
+    before = Data(frame, decode(frame, copy, 64, out))
+    path = copy/'images'/frame.index[3]
+    stat, content = path.stat(), (copy/'images'/frame.index[4]).read_bytes()
+    shorter, longer = sorted([path.read_bytes(), content], key=len)
+    path.write_bytes(longer) # files of one length: what follows the end of an image is not read
+    decode(frame, copy, 64, out)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    decode(frame, copy, 64, out)
+    other = shorter + bytes(len(longer) - len(shorter))
+    counted.clear()
+    path.write_bytes(other)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns)) # as rsync or cp -p set it
+    after = Data(frame, decode(frame, copy, 64, out))
+    assert counted == [frame.index[3]] and same(after.store, decode(frame, copy, 64, tmp_path/'fresh'))
+
+def test_an_image_that_was_touched_is_read_once_and_not_decoded(copy, tmp_path, counted, monkeypatch):
+    frame, out, read = read_nih(copy), tmp_path/'store', []
+    before = decode(frame, copy, 64, out)
+    counted.clear()
+    source = stores._source
+    monkeypatch.setattr(stores, '_source', lambda path: (read.append(Path(path).name), source(path))[1])
+    os.utime(copy/'images'/frame.index[7])
+    shutil.copy2(copy/'images'/frame.index[8], tmp_path/'same')
+    os.replace(tmp_path/'same', copy/'images'/frame.index[8]) # another file of the same bytes and time
+    for expected in [list(frame.index[7:9]), []]:
+        read.clear()
+        assert same(decode(frame, copy, 64, out), before)
+        assert sorted(read) == expected and counted == []
+
+def test_pixels_are_part_of_the_fingerprint(copy, tmp_path):
+    before = load_data(copy, 64, tmp_path/'stores')
+    names = before.frame.index
+    assert before.matches(before.fingerprint) and before.matches(fingerprint(before.frame)) # the latter of earlier versions
+    assert load_data(copy, 64, tmp_path/'others').fingerprint == before.fingerprint
+    shutil.copy(copy/'images'/names[4], copy/'images'/names[3])
+    after = load_data(copy, 64, tmp_path/'stores')
+    assert after.store.folder == before.store.folder and fingerprint(after.frame) == fingerprint(before.frame)
+    assert after.fingerprint != before.fingerprint and not after.matches(before.fingerprint)
+
+def test_a_store_of_an_earlier_version_opens(copy, tmp_path, counted):
+    frame, out = read_nih(copy), tmp_path/'store'
+    store = decode(frame, copy, 64, out)
+    index = pd.read_csv(out/'images.csv').drop(columns=['changed', 'source']).to_csv(index=False)
+    info = {name: value for name, value in store.info.items() if name != 'pixels'}
+    info['index_sha256'] = stores.hashlib.sha256(index.encode()).hexdigest()
+    for name in ['images.csv', 'store.json']: files._remove(out/name)
+    (out/'images.csv').write_text(index)
+    (out/'store.json').write_text(json.dumps(info))
+    counted.clear()
+    again = decode(frame, copy, 64, out)
+    assert counted == [] and same(again, store) and again.checksum == store.checksum
+    verify_store(again)
+    (out/'images.csv').write_text(index.replace(frame.index[1], frame.index[2]))
+    assert 'is damaged' in sentence(lambda: open_store(out).names)
+
+def test_a_store_in_a_folder_that_cannot_be_written_is_read(copy, tmp_path, monkeypatch):
+    frame, out = read_nih(copy), tmp_path/'store'
+    store = decode(frame, copy, 64, out)
+    def read_only(*_): raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    monkeypatch.setattr(files.FileLock, 'acquire', read_only)
+    assert same(decode(frame, copy, 64, out), store)
+    os.utime(copy/'images'/frame.index[7]) # touched: read, and not noted
+    assert same(decode(frame, copy, 64, out), store)
+    assert f'{out} cannot be written (Read-only file system)' in sentence(decode, frame[1:], copy, 64, out)
+    assert same(open_store(out), store)
+
+# --- files with a checksum ---
+
+def killed(path, step, after): # in a child: write, and die at a system call
+    name, original = step, getattr(files.os, step)
+    def die(*arguments):
+        if after: original(*arguments)
+        os._exit(9)
+    setattr(files.os, name, die)
+    files._write_whole(path, os.urandom(100), checksum=True)
+
+def test_a_process_killed_while_it_writes_leaves_a_whole_file(tmp_path):
+    path = tmp_path/'kept'
+    files._write_whole(path, b'first', checksum=True)
+    for step in ['fsync', 'replace'] * 3:
+        for after in [False, True]:
+            before = path.read_bytes()
+            in_child(killed, path, step, after).join()
+            assert (path.read_bytes() == before) == ((step, after) != ('replace', True))
+            files._check(path)
+    with open(files._checksum_path(path), 'ab') as file: file.write(b'\n0123') # a line cut short
+    files._write_whole(path, b'last', checksum=True)
+    assert files._check(path).read_bytes() == b'last'
+
+def test_kept_tables_are_made_again_whatever_happened_to_them(tmp_path, capsys):
+    rng, path, made = random.Random(os.urandom(8)), tmp_path/'table.parquet', []
+    def make(): return made.append(1) or pd.DataFrame({'score': np.arange(50.)}, index=[f'{i}.png' for i in range(50)])
+    expected = files._kept(path, 'key', make)
+    for number in range(60):
+        if number % 3: flipped = flip_a_bit(path, rng)
+        else: os.truncate(path, rng.randrange(path.stat().st_size))
+        pd.testing.assert_frame_equal(files._kept(path, 'key', make), expected)
+        assert len(made) == number + 2 and f'{path} is damaged' in capsys.readouterr().err
+        pd.testing.assert_frame_equal(files._kept(path, 'key', make), expected)
+        assert len(made) == number + 2
+    files._checksum_path(path).unlink() # of an earlier version: it is read
+    pd.testing.assert_frame_equal(files._kept(path, 'key', make), expected)
+    os.truncate(path, 50)
+    pd.testing.assert_frame_equal(files._kept(path, 'key', make), expected)
+    assert len(made) == 62
+
+def test_a_clock_that_jumps_leaves_no_damage_unnoticed(tmp_path, monkeypatch):
+    rng, path = random.Random(os.urandom(8)), tmp_path/'kept'
+    for clock in [0, 2 * 10**18]:
+        monkeypatch.setattr(files.time, 'time_ns', lambda: clock)
+        files._write_whole(path, os.urandom(1000), checksum=True)
+        for _ in range(2): files._check(path)
+        time.sleep(.02) # file systems note times in steps
+        flipped = flip_a_bit(path, rng)
+        assert 'kept is damaged' in sentence(files._check, path), flipped
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    path = tmp_path/'kept'
+    files._write_whole(path, b'first', checksum=True)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for step in ['fsync', 'replace']:
+        with monkeypatch.context() as patch:
+            patch.setattr(files.os, step, lambda *_: (_ for _ in ()).throw(full))
+            assert f'{path} cannot be written (No space left on device)' in sentence(files._write_whole, path, b'second', True)
+        assert files._check(path).read_bytes() == b'first'
+        assert sorted(one.name for one in tmp_path.iterdir()) == ['.kept.crc32', 'kept']
 
 # --- disks ---
 

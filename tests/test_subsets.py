@@ -1,5 +1,5 @@
 "Choosing subsets, retraining on them, and what the retrainings may be said to show."
-import json, os, signal, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys, time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
-from conftest import refused
+from conftest import LAUNCH, hurt, in_a_new_process, refused, sentence
+from cxr_influence.attribution.scoring import influence
 from cxr_influence.data.files import InputError
 from cxr_influence.data.labels import FINDINGS
 from cxr_influence.evidence import retraining, subsets
@@ -106,7 +107,7 @@ def test_the_grid_has_every_cell_once_and_chance_once(made, rng):
     for mode in MODES:
         assert counts['influence', mode] == counts['loss', mode] == counts['chance', mode] == 2 * 2 * len(_FRACTIONS[mode])
     assert counts['all', 'all'] == 2 and (grid.kept[grid.rule == 'all'].map(len) == 600).all()
-    series = subset_grid(scores.influence, made, {'remove': [.2]}, ['top'], [0])
+    series = subset_grid(scores.influence, made, {'remove': [.2]}, ['top'], [0], reference=None)
     assert list(series.valuation) == ['all', 'influence']
 
 def test_the_fractions_are_those_of_before():
@@ -146,10 +147,11 @@ def baseline(checkpoints): return list_checkpoints(checkpoints)[0]
 @pytest.fixture(scope='module')
 def train(data): return data.train.index
 
-def test_a_name_says_all_that_went_in(baseline, train):
-    names = {_retraining_name(kept, baseline, seed, epochs) for kept, seed, epochs in product([train, train[1:]], [0, 1], [2, 3])}
+def test_a_name_says_all_that_went_in(baseline, train, data):
+    names = {_retraining_name(kept, baseline, seed, epochs, data) for kept, seed, epochs in product([train, train[1:]], [0, 1], [2, 3])}
     assert len(names) == 8
-    assert _retraining_name(train, baseline, 0, 2) == _retraining_name(train[::-1], baseline, np.int64(0), 2)
+    assert _retraining_name(train, baseline, 0, 2, data) == _retraining_name(train[::-1], baseline, np.int64(0), 2, data)
+    assert _retraining_name(train, baseline, 0, 2, data.with_frame(data.frame.assign(Hernia=0.))) not in names
 
 def test_a_retraining_follows_the_recipe_with_the_weights_of_all(data, baseline, train, tmp_path, monkeypatch):
     kept, runs = train[data.frame.loc[train, 'Infiltration'] == 0][:20], []
@@ -215,7 +217,7 @@ def test_a_sweep_has_a_row_a_retraining_and_shares_equal_ones(sweep, small_grid)
     same = rows.set_index(_LABELS).retrained
     assert same['influence', 'remove', 'bottom', .6, 0] == same['influence', 'select', 'top', .4, 0]
     assert len(list(out.glob('*.json'))) == len(list(out.glob('*.parquet'))) == rows.retrained.nunique() < len(rows)
-    assert not [path for path in out.iterdir() if path.suffix not in ('.json', '.parquet', '') or path.name == '.error']
+    assert not [path for path in out.iterdir() if path.suffix not in ('.json', '.parquet', '.crc32', '') or path.name == '.error']
     assert not [path for path in (out/'logits').iterdir() if path.is_dir()]
 
 def test_it_does_nothing_twice(sweep, small_grid, data, checkpoints, monkeypatch):
@@ -281,7 +283,7 @@ def test_two_sweeps_that_meet_train_once(data, baseline, train, tmp_path, monkey
     call = tmp_path/'one', baseline, data, train[:20], 1, 1
     with ThreadPoolExecutor(3) as pool: done = list(pool.map(lambda _: subsets._retrain_subset(*call), range(3)))
     assert len(seen) == 1 and done == [None] * 3
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['logits', 'one.json', 'one.parquet']
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != '.') == ['logits', 'one.json', 'one.parquet']
 
 def test_a_killed_sweep_goes_on(phantom, data, checkpoints, tmp_path):
     script, out = tmp_path/'sweep.py', tmp_path/'out'
@@ -419,3 +421,125 @@ def test_figures_take_what_the_tables_are(sweep, data):
     scored = compare(draws, findings=FINDINGS).dropna(subset='low').finding.unique()
     assert [label.get_text().rsplit(' (')[0].replace(' ', '_') for label in findings.axes[0].get_yticklabels()] == [
         finding for finding in positives.sort_values().index if finding in scored]
+
+# Runs one can trust
+
+def test_plans_that_cannot_be_compared_or_trained_are_refused(made, rng, data, checkpoints, tmp_path):
+    scores = valuation(made, rng)
+    with refused('rules are top', 'add random', 'reference=None'): subset_grid(scores, made, rules=['top'])
+    with refused('add stratified'): subset_grid(scores, made, rules=['top', 'random'], reference='stratified')
+    for name, value in product(['rules', 'seeds', 'fractions'], [[], 'top']):
+        with refused(f'{name} is {value!r}', 'give a list'): subset_grid(scores, made, **{name: value})
+    other = subset_grid(scores, made, {'remove': [.2]}, ['random'], [0])
+    with refused('is no training image of this data'): run_subsets(checkpoints, data, other, tmp_path/'out')
+    with refused('lacks kept', 'subset_grid'): run_subsets(checkpoints, data, other.drop(columns='kept'), tmp_path/'out')
+    with refused('plan of 0 rows'): run_subsets(checkpoints, data, other[:0], tmp_path/'out')
+    assert not (tmp_path/'out').exists()
+
+def test_damaged_rows_are_made_again(sweep, small_grid, data, checkpoints, tmp_path, rng, capsys, monkeypatch):
+    out, few = shutil.copytree(sweep[1], tmp_path/'out'), small_grid[small_grid.rule == 'random'][:2]
+    def ask():
+        in_a_new_process()
+        with ThreadPoolExecutor(1) as executor: return run_subsets(checkpoints, data, few, out, 'epochs', executor)
+    rows = ask().drop(columns='seconds')
+    monkeypatch.setattr(retraining, 'fit', lambda *a, **k: pytest.fail('trained again')) # the logits are kept
+    for how in ['flip', 'flip', 'cut', 'empty']:
+        path = Path(rng.choice(rows.retrained)).with_suffix(str(rng.choice(['.json', '.parquet'])))
+        hurt(path, how, rng)
+        pd.testing.assert_frame_equal(ask().drop(columns='seconds'), rows)
+        assert f'{path.name} is damaged' in capsys.readouterr().err
+    monkeypatch.undo()
+    for path in [*(out/'logits').glob('[!.]*.parquet'), *out.glob('*.json')]: hurt(path, 'flip', rng)
+    pd.testing.assert_frame_equal(ask().drop(columns='seconds'), rows)
+    path = Path(rows.retrained[0]).with_suffix('.parquet')
+    hurt(path, 'flip', rng)
+    in_a_new_process()
+    with refused('is damaged', 'run_subsets'): subset_draws(rows, data.frame, 'auroc', 2)
+
+def test_scores_that_a_disk_has_changed_are_not_read(data, checkpoints, tmp_path, rng):
+    influence(checkpoints, data, tmp_path/'scores.csv', per_finding=False, device='cpu')
+    read_scores(tmp_path/'scores.csv')
+    hurt(tmp_path/'scores.csv', 'flip', rng)
+    in_a_new_process()
+    with refused('scores.csv is damaged', 'score again'): read_scores(tmp_path/'scores.csv')
+
+SHARED = '''
+import os, sys, torch
+import pandas as pd
+from concurrent.futures import ThreadPoolExecutor
+from cxr_influence.data.batches import Data
+from cxr_influence.data.nih import read_nih
+from cxr_influence.data.store import decode
+from cxr_influence.evidence import retraining
+from cxr_influence.evidence.subsets import run_subsets, subset_grid
+root, store, checkpoints, out, log = sys.argv[1:]
+torch.set_num_threads(1)
+frame, real = read_nih(root), retraining.fit
+def noted(data, folder, *rest, **options):
+    with open(log, 'a') as file: file.write(f'{os.getpid()} {folder}\\n')
+    return real(data, folder, *rest, **options)
+retraining.fit = noted
+data = Data(frame, decode(frame, root, 64, store))
+train = data.train.index
+scores = pd.Series(range(len(train)), train, name='influence')
+grid = subset_grid(scores, frame, {'select': [.2, .4]}, ['top', 'bottom', 'random'], [0])
+with ThreadPoolExecutor(1) as executor: rows = run_subsets(checkpoints, data, grid, out, 'epochs', executor)
+rows.drop(columns=['seconds', 'retrained']).to_csv(f'{log}.{os.getpid()}.csv')
+'''
+
+def shared(tmp_path, phantom, data, checkpoints, name):
+    (tmp_path/'shared.py').write_text(SHARED)
+    return [str(word) for word in [tmp_path/'shared.py', phantom, data.store.folder, checkpoints, tmp_path/name, tmp_path/f'{name}.log']]
+
+def quiet(): return os.environ | {'TQDM_DISABLE': '1', 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(subsets.__file__).parents[2])}
+
+def test_sweeps_that_meet_share_the_work_and_survive_each_other(phantom, data, checkpoints, tmp_path):
+    call = [sys.executable, *shared(tmp_path, phantom, data, checkpoints, 'together')]
+    two = [subprocess.Popen(call, env=quiet(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[1] for process in two]
+    assert [process.returncode for process in two] == [0, 0], said
+    begun = (tmp_path/'together.log').read_text().splitlines()
+    assert len(begun) == len({line.split()[1] for line in begun}) == 6 # none twice
+    one, other = (path.read_bytes() for path in tmp_path.glob('together.log.*.csv'))
+    assert one == other
+    call = [*call[:-2], str(tmp_path/'killed'), str(tmp_path/'killed.log')]
+    two = [subprocess.Popen(call, env=quiet(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
+    while len(list((tmp_path/'killed').glob('*.json'))) < 2 and two[1].poll() is None: time.sleep(.02)
+    two[0].kill()
+    assert two[0].wait() in (-9, 0) and two[1].wait() == 0
+    assert (tmp_path/f'killed.log.{two[1].pid}.csv').read_bytes() == one
+
+def test_the_processes_of_a_launcher_share_the_work_and_give_the_table_of_one(phantom, data, checkpoints, tmp_path):
+    done = subprocess.run([*LAUNCH, *shared(tmp_path, phantom, data, checkpoints, 'two')], env=quiet(), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    subprocess.run([sys.executable, *shared(tmp_path, phantom, data, checkpoints, 'one')], env=quiet(), check=True, capture_output=True)
+    begun = (tmp_path/'two.log').read_text().splitlines()
+    assert len(begun) == len({line.split()[1] for line in begun}) == 6 # each alone, none twice
+    tables = [path.read_bytes() for path in tmp_path.glob('*.log.*.csv')]
+    assert len(tables) == 3 and len({*tables}) == 1 # to the last bit
+
+def children(pid):
+    found = subprocess.run(['ps', '-o', 'pid=', '--ppid', str(pid)], capture_output=True, text=True).stdout.split()
+    return {int(child) for child in found} | {grand for child in found for grand in children(int(child))}
+
+def alive(pid): return Path(f'/proc/{pid}/stat').exists() and Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'
+
+@pytest.mark.skipif(not Path('/proc').exists(), reason='reads /proc')
+def test_two_ctrl_c_leave_no_process_and_nothing_half_written(phantom, data, checkpoints, tmp_path):
+    two_workers = 'from cxr_influence.evidence import retraining\nretraining.cpu_count = lambda: 2\n'
+    (tmp_path/'sweep.py').write_text(SWEEP.replace('root, store', two_workers + 'root, store', 1))
+    out = tmp_path/'out'
+    call = [sys.executable, str(tmp_path/'sweep.py'), *map(str, [phantom, data.store.folder, checkpoints, out])]
+    process = subprocess.Popen(call, start_new_session=True, env=quiet(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(list(out.glob('*.json'))) < 2 and process.poll() is None: time.sleep(.02)
+    started = children(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(.3)
+    if process.poll() is None: os.killpg(process.pid, signal.SIGINT)
+    process.wait(120)
+    until = time.monotonic() + 60
+    while any(map(alive, started)) and time.monotonic() < until: time.sleep(.1)
+    assert not [pid for pid in started if alive(pid)]
+    again = subprocess.run(call, env=quiet(), capture_output=True, text=True)
+    assert again.stdout.split() == ['7', 'True'], again.stderr
+    assert not [*out.rglob('*.part')] and not [path for path in (out/'logits').iterdir() if path.is_dir()]

@@ -1,5 +1,5 @@
 "Training that is killed, stopped, or finds its disk full; in one process and in two."
-import multiprocessing, os, resource, shutil, signal, subprocess, sys, time
+import errno, json, multiprocessing, os, random, resource, shutil, signal, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from filelock import FileLock
 
-from conftest import refused, sentence
+from conftest import flip_a_bit, refused, sentence
+from cxr_influence.data import files
 from cxr_influence.training import resume
 from cxr_influence.training.checkpoints import Checkpoint, Recipe, list_checkpoints
 from cxr_influence.training.loop import _schedule, _Training
@@ -128,6 +129,116 @@ def test_what_a_killed_run_left_behind_goes_with_the_next_call(data, tmp_path):
     shutil.copytree(tmp_path/'run/epoch_001', tmp_path/'run/unfinished_00000003')
     fit(data, tmp_path/'run', RECIPE._replace(epochs=1))
     assert sorted(path.name for path in (tmp_path/'run').iterdir()) == ['epoch_001', 'history.csv']
+
+# --- damage ---
+
+@pytest.fixture(scope='module')
+def whole(data, tmp_path_factory):
+    "A run of three epochs that keeps an average."
+    out = tmp_path_factory.mktemp('whole')/'run'
+    fit(data, out, RECIPE._replace(ema=.9))
+    return out
+
+ALL = FILES + ['average.safetensors']
+
+def read_all(checkpoint):
+    checkpoint.model()
+    checkpoint.model(averaged=True)
+    checkpoint.moments()
+
+def test_no_flipped_bit_of_a_checkpoint_goes_unnoticed(whole, tmp_path):
+    rng = random.Random(os.urandom(8))
+    for name in [*ALL, 'checkpoint.json'] * 6:
+        folder = shutil.copytree(whole/'epoch_002', tmp_path/'run/epoch_002', dirs_exist_ok=True)
+        flipped = flip_a_bit(folder/name, rng)
+        said = sentence(lambda: read_all(Checkpoint(folder)))
+        assert f'{folder/name} is damaged' in said and 'train again' in said, flipped
+        shutil.rmtree(folder)
+
+def test_the_last_good_checkpoint_is_named(whole, tmp_path):
+    run, rng = shutil.copytree(whole, tmp_path/'run'), random.Random(os.urandom(8))
+    last = list_checkpoints(run)[2]
+    flip_a_bit(run/'epoch_003/model.safetensors', rng)
+    assert f"from the last good one, {run/'epoch_002'}." in sentence(last.model)
+    flip_a_bit(run/'epoch_002/optimizer.safetensors', rng)
+    assert f"from the last good one, {run/'epoch_001'}." in sentence(last.model)
+    (run/'epoch_001/average.safetensors').unlink()
+    assert 'or from the beginning.' in sentence(last.model)
+    assert f"{run/'epoch_001/average.safetensors'} is missing" in sentence(list_checkpoints(run)[0].model, True)
+
+@pytest.mark.parametrize('damage', ['a bit', 'cut', 'empty', 'gone'])
+def test_a_damaged_run_is_trained_again_where_it_is_damaged(data, whole, tmp_path, capsys, damage):
+    run, rng = shutil.copytree(whole, tmp_path/'run'), random.Random(os.urandom(8))
+    hurt = sorted(rng.sample([1, 2, 3], rng.randint(1, 3)))
+    for epoch in hurt:
+        path = run/f'epoch_00{epoch}'/rng.choice([*ALL, 'checkpoint.json'])
+        if damage == 'a bit': flip_a_bit(path, rng)
+        elif damage == 'gone': path.unlink()
+        else: os.truncate(path, 0 if damage == 'empty' else rng.randrange(1, path.stat().st_size))
+    history = fit(data, run, RECIPE._replace(ema=.9))
+    assert list(history.index) == [1, 2, 3] and all(same(run, whole, epoch, ALL) for epoch in [1, 2, 3])
+    said = capsys.readouterr().err
+    for epoch in [1, 2, 3]: assert (f"{run/f'epoch_00{epoch}'} is damaged: it is trained again" in said) == (epoch in hurt)
+    assert sorted(path.name for path in run.glob('*.damaged')) == [f'epoch_00{epoch}.damaged' for epoch in hurt]
+    fit(data, run, RECIPE._replace(ema=.9))
+    assert not capsys.readouterr().err
+
+@pytest.mark.parametrize('damage', ['a bit', 'cut', 'empty'])
+def test_a_damaged_state_between_epochs_costs_the_epoch(data, whole, tmp_path, capsys, damage):
+    run, rng = tmp_path/'run', random.Random(os.urandom(8))
+    def press(history): os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt): fit(data, run, RECIPE._replace(ema=.9), after_epoch=press)
+    state, = run.glob('unfinished_*')
+    path = state/rng.choice([*ALL, 'unfinished.json'])
+    if damage == 'a bit': flip_a_bit(path, rng)
+    else: os.truncate(path, 0 if damage == 'empty' else rng.randrange(1, path.stat().st_size))
+    fit(data, run, RECIPE._replace(ema=.9))
+    assert all(same(run, whole, epoch, ALL) for epoch in [1, 2, 3]) and f'{state} is damaged' in capsys.readouterr().err
+
+def test_a_damaged_run_of_other_settings_is_left_alone(data, whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path/'run')
+    flip_a_bit(run/'epoch_002/model.safetensors', random.Random(os.urandom(8)))
+    with refused('seed', 'differ'): fit(data, run, RECIPE._replace(ema=.9), seed=1)
+    assert not list(run.glob('*.damaged'))
+
+def test_checkpoints_of_an_earlier_version_load_and_resume(data, whole, tmp_path, capsys):
+    "Without checksums, and with a fingerprint of names, labels and splits alone."
+    run = shutil.copytree(whole, tmp_path/'run')
+    for checkpoint in list_checkpoints(run):
+        facts = {name: value for name, value in checkpoint.facts.items() if name != 'checksums'}
+        facts['data'] = facts['data'].partition('-')[0]
+        files._remove(checkpoint.folder/'checkpoint.json')
+        (checkpoint.folder/'checkpoint.json').write_text(json.dumps(facts))
+    for checkpoint in list_checkpoints(run): read_all(checkpoint)
+    shutil.rmtree(run/'epoch_003')
+    fit(data, run, RECIPE._replace(ema=.9))
+    assert same(run, whole, 3, ALL) and not capsys.readouterr().err
+    os.truncate(run/'epoch_002/optimizer.safetensors', 1000)
+    assert 'optimizer.safetensors is damaged' in sentence(list_checkpoints(run)[1].moments)
+    fit(data, run, RECIPE._replace(ema=.9))
+    assert same(run, whole, 2, ALL) and f"{run/'epoch_002'} is damaged" in capsys.readouterr().err
+
+def test_a_clock_that_jumps_back_does_no_harm(data, whole, tmp_path, monkeypatch):
+    now = iter(range(10**9, 0, -1000))
+    monkeypatch.setattr(time, 'time', lambda: float(next(now)))
+    monkeypatch.setattr(time, 'time_ns', lambda: next(now) * 10**9)
+    def press(history): os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt): fit(data, tmp_path/'run', RECIPE._replace(ema=.9), after_epoch=press)
+    for number, folder in enumerate(sorted((tmp_path/'run').glob('*_*'))): os.utime(folder, (10**9 - number,) * 2) # the newest is the oldest
+    history = fit(data, tmp_path/'run', RECIPE._replace(ema=.9))
+    assert all(same(tmp_path/'run', whole, epoch, ALL) for epoch in [1, 2, 3])
+    assert (history.seconds > 0).all() and (history.images_per_second > 0).all()
+
+def test_a_read_only_folder_is_refused_before_the_work_and_a_complete_run_in_it_is_read(data, whole, tmp_path, monkeypatch):
+    def read_only(*_, **__): raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    (tmp_path/'run').mkdir()
+    monkeypatch.setattr(_Training, '_take_step', lambda *_: pytest.fail('it trains'))
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, 'TemporaryFile', read_only)
+        with refused(f"{tmp_path/'run'} cannot be written (Read-only file system)"): fit(data, tmp_path/'run', RECIPE)
+    monkeypatch.setattr(FileLock, 'acquire', read_only)
+    with refused(f"{tmp_path/'run'} cannot be written (Read-only file system)"): fit(data, tmp_path/'run', RECIPE)
+    assert len(fit(data, whole, RECIPE._replace(ema=.9))) == 3
 
 def test_a_loss_that_is_no_number_names_the_images_and_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch):
     frame, original = data.frame, _Training._take_step

@@ -1,18 +1,24 @@
 "Data valuation methods: their laws, KNN-Shapley by its definition, what is kept, and every refusal in one sentence."
-import importlib, itertools, json, os, subprocess, sys
+import importlib, itertools, json, os, shutil, subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
 import pytest, torch
-from conftest import sentence
+from PIL import Image
+from conftest import rewrite, sentence
 
-from cxr_influence.data.batches import batches
+from cxr_influence.data.batches import Data, batches
 from cxr_influence.data.labels import FINDINGS
-from cxr_influence.training.checkpoints import list_checkpoints
+from cxr_influence.data.store import decode
+from cxr_influence.training.checkpoints import Recipe, list_checkpoints
 from cxr_influence.training.networks import _head_name, make_model
 from cxr_influence.attribution.scoring import influence
 from cxr_influence.attribution.layerwise import self_influence
+from cxr_influence.attribution.pairwise import open_pairwise, pairwise
 from cxr_influence.evidence import retraining
+from cxr_influence.evidence.retraining import retrain
+from cxr_influence.evidence.subsets import run_subsets, subset_grid
 from cxr_influence.evidence.valuations import (VALUATIONS, _margins, _neighbour_agreement,
     _patient_folds, _scale_logits, _targets_of, _training_logits, aum, average_ranks,
     cross_validated_probabilities, el2n, forgetting, gradient_norms, knn_shapley,
@@ -252,6 +258,11 @@ def test_refusals_are_one_sentence(data, checkpoints, tmp_path):
     x, y = torch.randn(5, 3), torch.ones(5, 14)
     assert 'neighbours is 0' in sentence(knn_shapley, x, y, x, y, 0)
     assert 'folds is 1' in said(names=['confident'], folds=1)
+    before = methods._gather # refused before anything is computed
+    methods._gather = lambda *given: pytest.fail('computed')
+    try:
+        for folds in [1, 2.5, 10**6]: assert f'folds is {folds}' in said(names=['loss', 'confident'], folds=folds)
+    finally: methods._gather = before
     assert 'No valuation method is named' in said(names=[])
     assert 'No checkpoints' in sentence(valuations, tmp_path/'none', data, tmp_path)
     other = data.with_frame(data.frame.assign(Hernia=1 - data.frame.Hernia))
@@ -292,3 +303,46 @@ def test_two_processes_value_as_one(phantom, checkpoints, all_of_them, tmp_path)
     for name in one.columns.drop('confident'): # whose folds are trained by two, and rounded otherwise
         np.testing.assert_allclose(two[name], one[name], rtol=0, atol=5e-3 * one[name].abs().max(), err_msg=name)
     assert two.confident.corr(one.confident, method='spearman') > .7
+
+# Runs one can trust
+
+def test_every_score_knows_the_pixels(phantom, data, checkpoints, tmp_path, monkeypatch):
+    "One image of each split is replaced, at the same path. Nothing that was kept of the old ones is used."
+    root = shutil.copytree(phantom, tmp_path/'phantom')
+    for split in 'train', 'validation', 'test':
+        name = data.frame.index[data.frame.split == split][0]
+        path, = root.rglob(name)
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    other = Data(data.frame, decode(data.frame, root, 64, tmp_path/'store'))
+    assert other.fingerprint != data.fingerprint
+    assert 'trained on other images' in sentence(influence, checkpoints, other, tmp_path/'a.csv', device='cpu')
+    run = shutil.copytree(checkpoints, tmp_path/'run') # as if the same weights had been trained on the new images
+    for path in run.glob('epoch_*/checkpoint.json'):
+        rewrite(path, json.dumps(json.loads(path.read_text()) | {'data': other.fingerprint}))
+    monkeypatch.setattr('cxr_influence.attribution.scoring._check_loss', lambda *given: None) # it would refuse: other images
+    recipe, names = Recipe('densenet_small', epochs=1, batch_size=32), list(VALUATIONS.index.drop(['random', 'forgetting']))
+    query, scores = data.validation.index[:1], pd.Series(range(len(data.train)), data.train.index, name='influence')
+    grid = subset_grid(scores, data.frame, {'select': [.3]}, ['random'], [1])
+    def everything(data, run, out):
+        with ThreadPoolExecutor(1) as executor: rows = run_subsets(run, data, grid, out/'retrained', 'epochs', executor)
+        pairwise(run, data, out/'pairs', query, top=3, matrix=True, device='cpu')
+        return {'influence': influence(run, data, out/'influence.csv', device='cpu').influence, 'pairwise': open_pairwise(out/'pairs').iloc[0],
+                **valuations(run, data, out/'valuations', names, folds=2, device='cpu'),
+                'retrain': retrain(data, recipe, 0, data.rows('test'), out/'retrained', device='cpu').iloc[:, 0],
+                'run_subsets': rows.drop(columns=['seconds', 'retrained']).select_dtypes('number').T.squeeze().rename(None)}
+    old = everything(data, checkpoints, tmp_path/'one')
+    again, fresh = everything(other, run, tmp_path/'one'), everything(other, run, tmp_path/'two')
+    for name in old:
+        np.testing.assert_array_equal(again[name].to_numpy(), fresh[name].to_numpy(), err_msg=name)
+        assert not np.array_equal(again[name].to_numpy(), old[name].to_numpy()), name
+
+def test_two_that_value_at_once_share_the_work(phantom, checkpoints, all_of_them, tmp_path):
+    (tmp_path/'script.py').write_text(SCRIPT)
+    environment = os.environ | {'TQDM_DISABLE': '1', 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
+    call = [str(word) for word in [sys.executable, tmp_path/'script.py', phantom, checkpoints, tmp_path/'out']]
+    two = [subprocess.Popen(call, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[1] for process in two]
+    assert [process.returncode for process in two] == [0, 0], said
+    found = pd.read_parquet(tmp_path/'out/valuations.parquet')
+    for name in found: assert found[name].corr(all_of_them[0][name], method='spearman') > .99, name
+    assert not [*(tmp_path/'out').rglob('*.part')]
