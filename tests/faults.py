@@ -57,11 +57,10 @@ def retrain_in_processes(): return retrain(2)
 def retrain_by_default(): return retrain(-1)
 
 EXPERIMENT = {'parameters': 'seed: int = 0 # of the numbers\nout: str = "_runs/toy/by-hand" # folder',
-    'first': 'try:\n    from cxr_influence.runs.runs import start_run, end_run\n    start_run(globals())\nexcept ImportError: end_run = None',
-    'work': 'import time\nfrom pathlib import Path\nimport numpy as np, pandas as pd\nfolder = Path(out)\nfolder.mkdir(parents=True, exist_ok=True)\n'
-            'numbers = np.random.default_rng(seed).normal(size=1000)\ntime.sleep(.3)\npd.Series(numbers).to_csv(folder/"numbers.csv")\ntime.sleep(.3)',
-    'last': 'row = dict(mean=numbers.mean(), largest=numbers.max())\nif end_run: end_run(row)\n'
-            'else: pd.DataFrame([row]).to_csv(folder/"row.csv", index=False)'}
+    'first': 'from cxr_influence.runs.runs import end_run, start_run\nfolder = start_run("toy", globals())',
+    'work': 'import time\nimport numpy as np, pandas as pd\nnumbers = np.random.default_rng(seed).normal(size=1000)\n'
+            'time.sleep(.3)\npd.Series(numbers).to_csv(folder/"numbers.csv")\ntime.sleep(.3)',
+    'last': 'end_run(pd.DataFrame([dict(mean=numbers.mean(), largest=numbers.max())]))'}
 
 def write_experiment(path):
     cells = [nbformat.v4.new_code_cell(text, metadata={'tags': ['parameters']} if name == 'parameters' else {}) for name, text in EXPERIMENT.items()]
@@ -69,8 +68,7 @@ def write_experiment(path):
     nbformat.write(nb, path)
 
 def sweep():
-    from cxr_influence.runs import runs
-    do = getattr(runs, 'sweep', None) or __import__('cxr_influence.runs.sweeps', fromlist=['sweep']).sweep
+    from cxr_influence.runs.sweeps import sweep as do
     table = do('toy.ipynb', {'seed': [1, 2]}, runs='runs')
     if 'status' in table and (table.status != 'complete').any():
         raise InputError(f'In the frame: {"; ".join(str(error) for error in table.error if isinstance(error, str))}')
@@ -100,7 +98,7 @@ def what_is_there(stage):
     here, found = Path(), {}
     def add(pattern, how=lambda path: checksum(path.read_bytes())):
         for path in here.glob(pattern):
-            if '.part' in str(path) or '.old' in str(path): continue
+            if any(mark in str(path) for mark in ('.part', '.old', '.damaged')): continue
             try: found[str(path)] = how(path)
             except Exception as error: found[str(path)] = f'unreadable: {type(error).__name__}'
     if stage == 'decode' and any(here.glob('decoded/*/store.json')):
@@ -163,7 +161,7 @@ class Launcher:
         paths = [here, str(Path(here).parent), *filter(None, os.environ.get('PYTHONPATH', '').split(os.pathsep))]
         os.environ.update(OMP_NUM_THREADS='1', TQDM_DISABLE='1', PYTHONWARNINGS='ignore', PYTHONPATH=os.pathsep.join(dict.fromkeys(paths)))
         self.context = multiprocessing.get_context('forkserver')
-        self.context.set_forkserver_preload(['faults', 'cxr_influence.runs.runs'])
+        self.context.set_forkserver_preload(['faults', 'cxr_influence.runs.sweeps'])
 
     def __call__(self, folder, stage, while_running=None, patience=300, **hurt):
         "Run a stage, perhaps hurt from outside meanwhile; return how it ended, the text and the seconds."
@@ -288,7 +286,7 @@ TARGETS = {
     'finished scores': ('scores/influence.*', 'score', 'done'),
     'kept block of pairs': ('pairs/blocks/*.parquet', 'pairs', 'done'),
     'matrix of pairs': ('pairs/pairwise.npy', 'pairs', 'done'),
-    'key or facts of pairs': ('pairs/*[!y]', 'pairs', 'done'),
+    'table or facts of pairs': ('pairs/[sp]*[!y]', 'pairs', 'done'),
     'kept row of a retraining': ('retrained/*.json', 'retrain', 'done'),
     'kept probabilities of a retraining': ('retrained/*.parquet', 'retrain', 'done'),
     'kept logits of a retraining': ('retrained/logits/*.parquet', 'retrain', 'row lost'),
@@ -462,8 +460,9 @@ def try_damage(shop, target, damage):
     name, again, later, seconds = path.relative_to(folder), first, text, 0.
     if first != 'done':
         again, later, seconds = rerun(shop, folder, stage) # the same command
-        if again == 'sentence' and stands_for(path, folder, text): # and after what the sentence advises
-            advised(shop, folder, stage, path)
+        for advice in (train_again, delete_it): # and after what the sentence advises
+            if again != 'sentence' or not stands_for(path, folder, text): break
+            advice(shop, folder, stage, path)
             again, later, seconds = rerun(shop, folder, stage)
     return row(damage, stage, f'{target}: {name}, {where}', first, text, again, shop.agrees(folder, stage), False, later, seconds)
 
@@ -471,15 +470,18 @@ def stands_for(path, folder, text): # whether a sentence names the damaged file,
     relative = path.relative_to(folder)
     return any(str(part) in text for part in [relative, *relative.parents][:-1]) or path.name in text
 
-def advised(shop, folder, stage, path):
-    "Do what the sentences advise: delete the damaged file, the store it is in, or its checkpoint and those after it; and make it again."
+def train_again(shop, folder, stage, path):
+    for earlier in BEFORE.get(stage, []): rerun(shop, folder, earlier)
+
+def delete_it(shop, folder, stage, path):
+    "Delete the damaged file, the store it is in, or its checkpoint and those after it; and make it again."
     whole = path.parent.name.startswith(('epoch_', 'unfinished_')) or path.parent.parent.name in ('stores', 'decoded')
     places = [path.parent] if whole else [path]
     if path.parent.name.startswith('epoch_'): places = [other for other in path.parent.parent.glob('epoch_*') if other.name >= path.parent.name]
     for place in places:
         if place.is_dir(): shutil.rmtree(place)
         else: place.unlink(missing_ok=True)
-    for earlier in BEFORE.get(stage, []): rerun(shop, folder, earlier)
+    train_again(shop, folder, stage, path)
 
 # --- all of it ---
 
