@@ -1,0 +1,283 @@
+"The report: everything in it is read from the runs, nothing stands twice or empty, and what tables bring stays text."
+import base64, json, re
+from html import unescape
+
+import nbformat, numpy as np, pandas as pd, pytest
+from bs4 import BeautifulSoup
+from PIL import Image
+
+from cxr_influence.data.batches import load_data
+from cxr_influence.data.files import InputError
+from cxr_influence.data.labels import FINDINGS
+from cxr_influence.runs import report as module
+from cxr_influence.runs.report import report
+
+EVIL = '<script>alert("1")</script><img src=x onerror=alert(1)>'
+
+def start(folder, experiment, **facts):
+    "A run's folder with its run.json."
+    folder.mkdir(parents=True)
+    facts = dict(experiment=experiment, status='complete', device='cpu', commit='abc1234', seconds=12.5,
+                 peak_memory_mb=900, parameters={}) | facts
+    (folder/'run.json').write_text(json.dumps(facts))
+    return folder
+
+def picture(path, rng): Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype='uint8')).save(path)
+
+def baseline(folder, rng, **facts):
+    "A training run with results as random numbers."
+    start(folder, 'baseline', **facts)
+    names = [*FINDINGS, 'macro', 'micro', 'weighted']
+    low, middle, high = np.sort(rng.uniform(0, 1, (3, len(names))), axis=0)
+    table = pd.DataFrame(dict(finding=names, images=200, positives=rng.integers(1, 99, len(names)), auroc=middle,
+                              auroc_low=low, auroc_high=high))
+    for name in ['auprc', 'f1', 'sensitivity', 'specificity', 'sensitivity_at_95_specificity', 'brier', 'ece']:
+        table[name] = rng.uniform(size=len(names))
+    table.to_csv(folder/'baseline.csv', index=False)
+    pd.DataFrame(dict(epoch=[1, 2], train_loss=rng.uniform(size=2), validation_loss=rng.uniform(size=2),
+                      validation_auroc=rng.uniform(size=2))).to_csv(folder/'history.csv', index=False)
+    for stem in ['findings', 'history']: picture(folder/f'{stem}.png', rng)
+    pd.DataFrame([dict(auroc=middle[14], seed=0)]).to_csv(folder/'row.csv', index=False)
+    (folder/'model_card.md').write_text('# Model card: small\n\n**Not for clinical use.**\n\n## Warnings\n\n* Few images.\n'
+                                        '* Few patients.\n\n## Results\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n')
+    return folder
+
+def influence(folder, rng, names=None, **facts):
+    "A scoring run."
+    start(folder, 'influence', **facts)
+    names = names or [f'{number:08}_000.png' for number in range(30)]
+    table = pd.DataFrame(dict(image=names, influence=rng.normal(size=len(names)), loss=rng.exponential(size=len(names))))
+    table.to_csv(folder/'influence.csv', index=False)
+    for stem in ['influence', 'extremes']: picture(folder/f'{stem}.png', rng)
+    return folder
+
+def subsets(folder, rng, mode='remove', rows=9, **facts):
+    "A run of retrainings: differences with random intervals, of which some contain zero."
+    start(folder, 'subsets', **dict(parameters=dict(mode=mode, seeds=[0, 1])) | facts)
+    low, middle, high = np.sort(rng.normal(rng.normal(0, .2, rows), .1, (3, rows)), axis=0)
+    table = pd.DataFrame(dict(
+        metric='auroc', valuation=rng.choice(['influence', 'loss', 'el2n'], rows), mode=mode, fraction=rng.uniform(.1, .9, rows),
+        rule=rng.choice(['top', 'bottom', 'stratified'], rows), seeds=2, value=rng.uniform(size=rows), difference=middle, low=low,
+        high=high))
+    table = pd.concat([table, table.assign(metric='f1', low=5., high=6.), table.head(1).assign(rule='random', low=np.nan, high=np.nan)])
+    table.to_csv(folder/f'subsets_{mode}_minus_random.csv', index=False)
+    for stem in ['', '_minus_random_auroc', '_findings']: picture(folder/f'subsets_{mode}{stem}.png', rng)
+    pd.DataFrame([dict(redundancy=0., narrowest=.04, mode=mode, valuation='loss', rule='top')]).to_csv(
+        folder/f'subsets_{mode}_redundancy.csv', index=False)
+    return folder
+
+def own(folder, cells=(), experiment='own_study', **facts):
+    "A run of a notebook that the report does not know."
+    start(folder, experiment, **facts)
+    nbformat.write(nbformat.v4.new_notebook(cells=list(cells)), folder/'notebook.ipynb')
+    return folder
+
+def shown(data=None, **words): # a code cell with one output
+    output = nbformat.v4.new_output('execute_result', data) if data else nbformat.v4.new_output('stream', **words)
+    return nbformat.v4.new_code_cell('secret_variable = 1', outputs=[output])
+
+@pytest.fixture
+def rng(): return np.random.default_rng()
+
+@pytest.fixture
+def study(tmp_path, rng):
+    "The chain of a study, as the demonstration makes it."
+    return [baseline(tmp_path/'baseline/run-1', rng, parameters=dict(data=str(tmp_path/'some/deep/phantom_9'))),
+            influence(tmp_path/'influence/run-2', rng), subsets(tmp_path/'subsets/run-3', rng),
+            subsets(tmp_path/'subsets/run-4', rng, 'select')]
+
+def page(folders, tmp_path, **words): # as a browser has it
+    return BeautifulSoup(report(folders, tmp_path/'report.html', **words).read_text(encoding='utf-8'), 'html.parser')
+
+def summary(soup): return ' '.join(soup.find(id='summary').get_text(' ').split())
+
+def sound(soup):
+    "What holds for every report: nothing empty, twice, without words, or leading nowhere."
+    for table in soup.find_all('table'): assert any(cell.get_text(strip=True) for cell in table.find_all('td')), table
+    for level in ['h1', 'h2']:
+        titles = [title.get_text() for title in soup.find_all(level)]
+        assert len(set(titles)) == len(titles), titles
+    for section in soup.find_all('section'):
+        titles = [title.get_text() for title in section.find_all('h3')]
+        assert len(set(titles)) == len(titles) and section.find(['p', 'table', 'figure', 'ul', 'pre', 'li']), section
+    ids = [tag['id'] for tag in soup.find_all(id=True)]
+    assert len(set(ids)) == len(ids)
+    for link in soup.find_all('a'):
+        if link['href'].startswith('#'): assert link['href'][1:] in ids, link
+    for image in soup.find_all('img'): assert image['src'].startswith('data:image/') and len(image['alt'].split()) > 4, image['alt']
+    assert not soup.find_all(['script', 'iframe', 'object', 'link', 'form'])
+    return soup
+
+def test_a_study_is_one_sound_document(study, tmp_path):
+    soup = sound(page(study, tmp_path))
+    titles = [title.get_text() for title in soup.find_all('h2')]
+    assert titles == ['Summary', 'Contents', 'The classifier', 'Influence', 'Subsets', 'Model card', 'What was run', 'Tables']
+    listed = [link.get_text() for link in soup.nav.find_all('a')]
+    assert set(titles[2:]) < set(listed) and 'Subsets: remove images' in listed and 'Subsets: select images' in listed
+    facts = soup.header.get_text(' ')
+    assert all(word in facts for word in ['phantom_9', 'abc1234', 'cpu', '50 s', '0.9 GB', 'cxr_influence'])
+
+@pytest.mark.parametrize('number', range(4))
+def test_one_run_is_enough(study, tmp_path, number): sound(page([study[number]], tmp_path))
+
+def test_a_folder_given_twice_has_one_chapter(study, tmp_path):
+    once, twice = (sound(page(folders, tmp_path)) for folders in ([study[0]], [study[0], str(study[0])]))
+    assert len(once.find_all('h3')) == len(twice.find_all('h3'))
+
+def test_no_name_of_the_code_and_no_path_is_shown(study, tmp_path):
+    text = sound(page(study, tmp_path)).get_text(' ')
+    assert not re.search(r'auroc_low|validation_loss|minus_random_|secret_variable|el2n', text) and str(tmp_path) not in text
+    assert 'some/deep' not in text
+
+def test_the_verdict_counts_what_is_distinguishable(study, tmp_path):
+    tables = [pd.read_csv(next(folder.glob('*_minus_random.csv'))).query('metric == "auroc"').dropna(subset='low') for folder in study[2:]]
+    rows = pd.concat(tables)
+    better, worse = (rows.low > 0).sum(), (rows.high < 0).sum()
+    soup = page(study, tmp_path)
+    assert (f'Of {len(rows)} comparisons with random subsets of the same size, {better} are better, {worse} worse, and '
+            f'{len(rows) - better - worse} not') in summary(soup)
+    for name, count, words in [('better', better, '▲ better than random'), ('worse', worse, '▼ worse than random')]:
+        marked = soup.find_all('tr', class_=name)
+        assert len(marked) == count and all(words in row.get_text() for row in marked)
+
+@pytest.mark.parametrize('low, high, words', [(.01, .3, '1 are better, 0 worse, and 0 not'), (-.3, -.01, '0 are better, 1 worse, and 0 not'),
+                                              (-.1, .1, '0 are better, 0 worse, and 1 not'), (0., .1, '0 are better, 0 worse, and 1 not')])
+def test_a_changed_number_changes_the_sentence(study, tmp_path, low, high, words):
+    file = study[2]/'subsets_remove_minus_random.csv'
+    pd.read_csv(file).head(1).assign(low=low, high=high, difference=(low + high)/2).to_csv(file, index=False)
+    assert words in summary(page([study[2]], tmp_path))
+
+def test_the_classifier_and_influence_are_read_from_their_tables(study, tmp_path, rng):
+    table = pd.read_csv(study[0]/'baseline.csv').set_index('finding')
+    table.loc['macro', ['auroc', 'auroc_low', 'auroc_high']] = low, middle, high = np.sort(rng.uniform(size=3))[[1, 0, 2]]
+    table.to_csv(study[0]/'baseline.csv')
+    scores = pd.read_csv(study[1]/'influence.csv')
+    text = summary(page(study, tmp_path))
+    assert f'Macro AUROC {low:.3f} [{middle:.3f}, {high:.3f}] on 200 test images' in text
+    assert f'{(table.auroc_low[list(FINDINGS)] <= .5).sum()} of 14 findings are not' in text
+    assert f'{(scores.influence > 0).sum()} of 30 training images' in text and 'Few images. The model card has 2 warnings.' in text
+
+def test_what_may_go_is_stated_only_when_shown(study, tmp_path):
+    assert 'No share that was tried is shown to be superfluous' in summary(page([study[2]], tmp_path))
+    file = study[2]/'subsets_remove_redundancy.csv'
+    pd.read_csv(file).assign(redundancy=.3).to_csv(file, index=False)
+    assert '30% of the training images can go, by highest loss' in summary(page([study[2]], tmp_path))
+
+def test_one_retraining_is_said_to_be_one(study, tmp_path):
+    file = study[2]/'subsets_remove_minus_random.csv'
+    assert 'With one retraining' not in summary(page([study[2]], tmp_path))
+    pd.read_csv(file).assign(seeds=1, low=-1., high=1.).to_csv(file, index=False)
+    assert 'With one retraining' in summary(page([study[2]], tmp_path))
+
+def test_the_images_to_inspect_are_those_of_the_highest_loss(study, tmp_path):
+    soup, scores = page(study, tmp_path), pd.read_csv(study[1]/'influence.csv').set_index('image')
+    legends = [legend.get_text(' ') for legend in soup.select('.images .legend')]
+    assert [re.search(r'\d{8}_000\.png', legend)[0] for legend in legends] == list(scores.loss.nlargest(12).index)
+    assert f'rank {scores.influence.rank(ascending=False)[scores.loss.idxmax()]:.0f} of 30' in legends[0]
+    assert all('image not at hand' in tile.get_text() for tile in soup.select('.images .none'))
+
+def test_images_are_shown_where_the_data_are(tmp_path, rng, phantom):
+    data = load_data(phantom, 32, stores=tmp_path/'stores')
+    run = module._read_run(influence(tmp_path/'influence/run-2', rng, list(data.train.index)))
+    images = module._inspect(run, data, 5)[0].blocks[1]['images']
+    names = [image['name'] for image in images]
+    assert names == list(module._scores(run).loss.nlargest(5).index) and all(image['source'].startswith('data:image/png') for image in images)
+    assert [image['label'] for image in images] == [module._label(data, name) for name in names] and 'not at hand' not in str(images)
+
+def test_scripts_stay_text(study, tmp_path, rng):
+    cells = [nbformat.v4.new_markdown_cell(f'# {EVIL}\n\n{EVIL} [link](javascript:alert(1)) ![x](javascript:alert(1))'),
+             shown({'text/html': f'<table><tr><th>{EVIL}</th></tr><tr><td>{EVIL} &lt;script&gt;</td></tr></table>'}),
+             shown({'text/markdown': EVIL}), shown(name='stdout', text=f'text {EVIL}'),
+             shown({'image/svg+xml': f'<svg xmlns="http://www.w3.org/2000/svg">{EVIL}</svg>'}),
+             shown({'text/html': EVIL}), shown({'application/javascript': 'alert(1)'})]
+    folders = [baseline(tmp_path/'evil/run-1', rng, parameters=dict(data=EVIL), commit=EVIL, device=EVIL),
+               influence(tmp_path/'evil/run-2', rng, [f'{number}{EVIL}.png' for number in range(5)]),
+               own(tmp_path/'evil/run-3', cells, EVIL), start(tmp_path/'evil/run-4', 'own', status='failed', error=EVIL)]
+    (folders[0]/'model_card.md').write_text(f'# {EVIL}\n\n## Warnings\n\n* {EVIL}\n')
+    for folder in folders[:2]: (folder/f'{"x" if folder is folders[0] else "y"}{EVIL.replace("/", "")}.csv').write_text('a\n1\n')
+    soup = page(folders, tmp_path, title=EVIL, opening=EVIL)
+    text = (tmp_path/'report.html').read_text()
+    assert not soup.find_all(['script', 'iframe', 'object']) and 'alert("1")' in soup.get_text()
+    for tag in soup.find_all(True):
+        assert not [name for name in tag.attrs if name.lower().startswith('on')], tag
+        for name in ('href', 'src'): assert not str(tag.get(name, '')).lower().startswith(('javascript', 'http')), tag
+    assert '<script' not in text.lower()
+
+@pytest.mark.parametrize('damage, words', [
+    (lambda folder: (folder/'run.json').unlink(), 'has no run.json: give the folder of a run'),
+    (lambda folder: (folder/'run.json').write_text('{"experiment": "base'), 'run.json cannot be read'),
+    (lambda folder: (folder/'run.json').write_text('[]'), 'does not name its experiment'),
+    (lambda folder: (folder/'run.json').write_bytes(b'\xff\xfe\x00'), 'run.json cannot be read'),
+    (lambda folder: (folder/'baseline.csv').unlink(), 'has no baseline.csv: run it again'),
+    (lambda folder: (folder/'baseline.csv').write_text(''), 'baseline.csv cannot be read'),
+    (lambda folder: (folder/'baseline.csv').write_text('finding,images\n'), 'baseline.csv has no column positives'),
+    (lambda folder: (folder/'baseline.csv').write_bytes(b'\xff\xfe\x00\xd8'), 'baseline.csv'),
+    (lambda folder: (folder/'history.csv').write_text('train_loss,validation_loss,validation_auroc\na,b,c\n'), 'is not all numbers'),
+    (lambda folder: (folder/'findings.png').write_bytes(b'\x89PNG'), 'findings.png is no image')])
+def test_a_damaged_run_is_refused_in_a_sentence(study, tmp_path, damage, words):
+    damage(study[0])
+    with pytest.raises(InputError, match=re.escape(words)): report([study[0]], tmp_path/'report.html')
+    assert not (tmp_path/'report.html').exists()
+
+def test_missing_folders_and_notebooks_are_refused(study, tmp_path):
+    with pytest.raises(InputError, match='No runs to report'): report([], tmp_path/'report.html')
+    with pytest.raises(InputError, match='has no run.json'): report([*study, tmp_path/'nowhere'], tmp_path/'report.html')
+    for experiment, words in [('own', 'has no notebook.ipynb'), ('influence', 'has no influence.csv'), ('subsets', 'minus_random.csv')]:
+        with pytest.raises(InputError, match=words): report([start(tmp_path/experiment/'empty', experiment)], tmp_path/'report.html')
+    folder = start(tmp_path/'own/half', 'own')
+    for content in ['', '{"cells": [', '{}', '[]']:
+        (folder/'notebook.ipynb').write_text(content)
+        with pytest.raises(InputError, match='notebook.ipynb cannot be read'): report([folder], tmp_path/'report.html')
+
+def test_a_run_that_failed_is_counted_and_has_no_chapter(study, tmp_path, rng):
+    reason = 'learning_rate is -1: give a number above zero.'
+    bad = start(tmp_path/'baseline/run-9', 'baseline', status='failed', error=reason, parameters=dict(learning_rate=-1), seconds=None)
+    soup = sound(page([study[0], bad], tmp_path))
+    assert f'is failed: {reason}' in summary(soup) and len(soup.find_all('h3', string=re.compile('Test results'))) == 1
+    with pytest.raises(InputError, match=f'No run is complete.*{re.escape(reason)}'): report([bad], tmp_path/'none.html')
+    old = start(tmp_path/'baseline/run-8', 'baseline', status=None)
+    with pytest.raises(InputError, match='No run is complete.*interrupted'): report([old], tmp_path/'none.html')
+
+def test_a_sweep_is_one_chapter_with_a_row_per_run(tmp_path, rng):
+    folders = [baseline(tmp_path/f'baseline/run-{seed}', rng, parameters=dict(seed=seed, recipe='small')) for seed in range(6)]
+    soup = sound(page(folders, tmp_path))
+    assert [title.get_text() for title in soup.find_all('h2')].count('The classifier') == 1
+    table = soup.find('caption', string='One row per run').find_parent('table')
+    assert [row.th.get_text() for row in table.tbody.find_all('tr')] == [f'seed {seed}' for seed in range(6)]
+    assert len(soup.find_all('h3', string=re.compile('Test results'))) == 4
+
+def test_tables_are_files_inside_or_beside(study, tmp_path, rng, monkeypatch):
+    monkeypatch.setattr(module, '_EMBEDDED', (study[0]/'history.csv').stat().st_size)
+    soup = page(study, tmp_path)
+    links = {row.a.get_text(): row.a['href'] for row in soup.select('tr[id^=file-]')}
+    assert len(links) == sum(len(list(folder.glob('*.csv'))) for folder in study)
+    small, large = links['baseline-run-1-history.csv'], links['influence-run-2-influence.csv']
+    assert base64.b64decode(small.removeprefix('data:text/csv;base64,')) == (study[0]/'history.csv').read_bytes()
+    assert (tmp_path/large).read_bytes() == (study[1]/'influence.csv').read_bytes()
+
+def test_another_notebook_is_shown_without_its_code(tmp_path):
+    pixel = base64.b64encode(b'\x89PNG').decode()
+    cells = [nbformat.v4.new_markdown_cell('# My study\n\nWhat came of it. And more.'), shown({'image/png': pixel, 'text/plain': '<Figure size>'}),
+             nbformat.v4.new_markdown_cell('## A table'), shown({'text/html': '<table><tr><th>f1_score</th></tr><tr><td>0.5</td></tr></table>'}),
+             shown({'text/html': '<table><thead><tr><th>a</th></tr></thead></table>'}), shown(name='stderr', text='a warning')]
+    soup = sound(page([own(tmp_path/'own/run-1', cells)], tmp_path))
+    assert soup.find('h3', string='My study') and soup.find('h3', string='A table') and soup.find('h2', string='Own study')
+    assert 'f1 score' in soup.get_text() and 'secret_variable' not in soup.get_text() and 'a warning' not in soup.get_text()
+    assert soup.img['alt'].endswith('What came of it.') and len(soup.find_all('th', string='a')) == 0
+
+def test_the_drawings_are_those_of_the_code():
+    import importlib.util
+    from pathlib import Path
+    file = Path(__file__).parents[1]/'nbs/explanations/_drawing.py'
+    spec = importlib.util.spec_from_file_location('_drawing', file)
+    drawing = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(drawing)
+    for name, made in [('architecture', drawing.architecture()), ('visual_abstract', drawing.visual_abstract())]:
+        stored = (file.parents[1]/f'images/{name}.svg').read_text(encoding='utf-8')
+        assert stored == made, f'{name}.svg is old: run python nbs/explanations/_drawing.py'
+        assert '<title' in made and '<desc' in made and BeautifulSoup(made, 'html.parser').svg
+    found = drawing.modules()
+    wings, counts = list(dict.fromkeys(wing for wing, _ in found)), drawing.arrows(found)
+    assert all(wings.index(start) < wings.index(end) for start, end in counts) and len(wings) <= 12 and len(counts) <= 25
+    words = drawing.visual_abstract(['<b>', 'two', 'three', 'four'])
+    assert '<b>' not in words and unescape(words).count('<b>') == 2
