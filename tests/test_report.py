@@ -282,6 +282,12 @@ def test_another_notebook_is_shown_without_its_code(tmp_path):
     assert 'f1 score' in soup.get_text() and 'secret_variable' not in soup.get_text() and 'a warning' not in soup.get_text()
     assert soup.img['alt'].endswith('What came of it.') and len(soup.find_all('th', string='a')) == 0
 
+def test_links_lead_outside_or_nowhere(tmp_path):
+    text = '[page](../6_evidence/02_valuations.ipynb) [paper](https://arxiv.org/abs/2002.08484) ![tracker](https://example.org/a.png) [x](file:///etc/passwd)'
+    soup = sound(page([own(tmp_path/'own/run-1', [nbformat.v4.new_markdown_cell(f'# Links\n\n{text}')])], tmp_path))
+    assert [link['href'] for link in soup.main.find_all('a') if not link['href'].startswith('#')] == ['https://arxiv.org/abs/2002.08484']
+    assert not soup.find_all('img') and 'page paper tracker x' in ' '.join(soup.get_text().split())
+
 def test_the_drawings_are_those_of_the_code():
     file = ROOT/'nbs/explanations/_drawing.py'
     drawing = loaded(file)
