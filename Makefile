@@ -4,18 +4,20 @@ PYTHON ?= python3
 BIN = "$(VENV)/bin"
 export PYTHON
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lab docs notebooks prepare clean
+.PHONY: help env demo test faults lab docs notebooks prepare clean
 
 help:       ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 env:        ## the Python environment, in VENV (.venv); renewed when settings.ini changes
 	@bash .ci/env.sh "$(VENV)"
-demo: env   ## the whole study, small: DATA=folder takes real images, ARGS=... goes to cxr_demo
+demo: env   ## the whole study, small: DATA=folder takes real images; ARGS=... goes to cxr_demo
 	@$(BIN)/cxr_demo $(if $(DATA),--data "$(DATA)") $(ARGS)
 test: env   ## everything that is checked, with a count at the end
 	@$(BIN)/python .ci/test.py
-lab: env    ## JupyterLab on the notebooks
-	@$(BIN)/jupyter lab nbs
+faults: env ## hurt real runs in every way we know (kill, full disk, flipped bits ...): most of an hour
+	@$(BIN)/python tests/faults.py $(ARGS)
+lab: env    ## JupyterLab on the notebooks, for this machine only, with a token; ARGS=... goes to it
+	@$(BIN)/jupyter lab nbs --ServerApp.ip=127.0.0.1 $(ARGS)
 docs: env   ## the site, in _docs
 	@$(BIN)/python .ci/docs.py
 notebooks: env ## run the notebooks again to renew their outputs: all, or NB='nbs/4_training/01_losses.ipynb ...'

@@ -63,7 +63,8 @@ def main():
     checks = {'tests': tests, 'the site and its links': lambda: one(*call(sys.executable, '.ci/docs.py')),
               **{str(f.relative_to(ROOT)): lambda f=f: notebook(f) for f in lessons},
               'modules and notebooks in step': in_step,
-              'README.md in step': lambda: one(*call(sys.executable, '.ci/readme.py', '--check'))}
+              'README.md in step': lambda: one(*call(sys.executable, '.ci/readme.py', '--check')),
+              'vulnerabilities of the packages': lambda: one(*call(sys.executable, '.ci/audit.py'))}
     def timed(check):
         start = time.time()
         try: result = check()
@@ -77,7 +78,7 @@ def main():
             passed, failed, skipped, text, seconds = done.result()
             total = [a + b for a, b in zip(total, (passed, failed, skipped))]
             verdict = 'FAILED' if failed else 'skipped' if not passed else 'passed'
-            if failed or waiting[done] == 'tests': print('-'*100, text.rstrip(), '-'*100, sep='\n')
+            if not passed or failed or waiting[done] == 'tests': print('-'*100, text.rstrip(), '-'*100, sep='\n')
             print(f'{verdict:8}{seconds:6.1f} s  {waiting[done]}', flush=True)
     print(f'in {time.time() - start:.0f} s')
     print('{} passed, {} failed, {} skipped'.format(*total), flush=True)
