@@ -121,6 +121,14 @@ def test_a_study_is_one_sound_document(study, tmp_path):
 @pytest.mark.parametrize('number', range(4))
 def test_one_run_is_enough(study, tmp_path, number): sound(page([study[number]], tmp_path))
 
+@pytest.mark.parametrize('value', [None, '', 'a', [1], {'a': 1}, True, 1e30, -1])
+def test_facts_of_any_kind_are_no_error(study, tmp_path, value):
+    facts = json.loads((study[0]/'run.json').read_text())
+    for name in ['seconds', 'peak_memory_mb', 'device', 'commit', 'start', 'version', 'data']: facts[name] = value
+    facts['parameters'] = dict.fromkeys(['data', 'seed', 'mode', 'checkpoints'], value)
+    (study[0]/'run.json').write_text(json.dumps(facts))
+    sound(page([study[0]], tmp_path))
+
 def test_a_folder_given_twice_has_one_chapter(study, tmp_path):
     once, twice = (sound(page(folders, tmp_path)) for folders in ([study[0]], [study[0], str(study[0])]))
     assert len(once.find_all('h3')) == len(twice.find_all('h3'))
@@ -224,6 +232,8 @@ def test_scripts_stay_text(study, tmp_path, rng):
     (lambda folder: (folder/'run.json').unlink(), 'has no run.json: give the folder of a run'),
     (lambda folder: (folder/'run.json').write_text('{"experiment": "base'), 'run.json cannot be read'),
     (lambda folder: (folder/'run.json').write_text('[]'), 'does not name its experiment'),
+    (lambda folder: (folder/'run.json').write_text('{"experiment": 3}'), 'does not name its experiment'),
+    (lambda folder: (folder/'run.json').write_text('{"experiment": "baseline", "parameters": [1]}'), 'experiment and parameters'),
     (lambda folder: (folder/'run.json').write_bytes(b'\xff\xfe\x00'), 'run.json cannot be read'),
     (lambda folder: (folder/'baseline.csv').unlink(), 'has no baseline.csv: run it again'),
     (lambda folder: (folder/'baseline.csv').write_text(''), 'baseline.csv cannot be read'),
