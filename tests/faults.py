@@ -17,7 +17,7 @@ from cxr_influence.attribution.pairwise import pairwise
 from cxr_influence.attribution.scoring import influence
 from cxr_influence.data import store as stores
 from cxr_influence.data.batches import load_data
-from cxr_influence.data.files import InputError
+from cxr_influence.data.files import InputError, project_path
 from cxr_influence.evidence.comparison import subset_draws
 from cxr_influence.evidence.subsets import run_subsets, subset_grid
 from cxr_influence.phantom.dataset import make_phantom
@@ -510,7 +510,7 @@ def attempt(shop, function, *arguments):
 
 def harm(out='_runs/faults', rounds=30, only=None, like='', stages=('decode', 'train', 'score', 'pairs', 'retrain', 'sweep')):
     "Try every fault; write and return a table with a row per trial."
-    out = Path(out)
+    out = project_path(out)
     out.mkdir(parents=True, exist_ok=True)
     rows = []
     with tempfile.TemporaryDirectory() as folder:

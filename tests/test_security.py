@@ -309,3 +309,62 @@ def test_the_search_finds_what_it_is_for(line): assert list(dangers(ast.parse(li
 @pytest.mark.parametrize('line', ['model.eval()', 'torch.load(path, weights_only=True)', 'yaml.safe_load(x)', 'yaml.load(x, Loader=SafeLoader)', 'frame.query("a == 1")',
                                   'subprocess.run([x])', 'np.load(x)', 'frame.to_html()', 'from joblib import Parallel'])
 def test_and_nothing_else(line): assert not list(dangers(ast.parse(line)))
+
+# --- parameters and grids ---
+
+HOSTILE = ['"', "'", '"""', "'''", '\\', '\\"', '\n', '\r\n', '\0', '"\nopen("{mark}", "w").close()\n"', "'; open('{mark}', 'w').close(); '", '{{mark}}', '${mark}', '%s %d',
+           '__import__("os").system("touch {mark}")', '\\N{BULLET}', '\u2028import os', '#| eval: true\nopen("{mark}", "w")', '`touch {mark}`', '$(touch {mark})', '%%bash\ntouch {mark}',
+           '!touch {mark}', '\ud7ff\uffff', '🫁', '</script><script>alert(1)</script>']
+
+@pytest.fixture
+def experiment(tmp_path):
+    code = {'parameters': 'text: str = "" # any\ntexts: list[str] = []\ncount: int = 0\nout: str = "_runs/echo/by-hand"',
+            '1': 'import json\nfrom cxr_influence.runs.runs import end_run, start_run\nfolder = start_run("echo", globals())',
+            '2': '(folder/"seen.json").write_text(json.dumps([text, texts, count]))', '3': 'import pandas as pd\nend_run(pd.DataFrame([{"count": count}]))'}
+    cells = [nbformat.v4.new_code_cell(text, metadata={'tags': [name]} if name == 'parameters' else {}) for name, text in code.items()]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={'kernelspec': {'name': 'python3', 'display_name': 'Python', 'language': 'python'}}), tmp_path/'echo.ipynb')
+    return tmp_path/'echo.ipynb'
+
+def test_parameters_reach_a_notebook_as_values(evil, experiment, tmp_path):
+    from cxr_influence.runs.runs import run
+    texts = [text.replace('{mark}', evil.mark) for text in HOSTILE] + [evil.text, ''.join(random.Random(os.urandom(8)).choices('"\'\\\n{}$%`;#()', k=60))]
+    folder = run(experiment, runs=tmp_path/'runs', text='\n'.join(texts), texts=texts)
+    assert json.loads((folder/'seen.json').read_text()) == ['\n'.join(texts), texts, 0]
+
+@pytest.mark.parametrize('name, value', [('count', '__import__("os").getpid()'), ('count', '1; import os'), ('count', '0x'), ('text; import os', 'x'), ('out\nimport os', 'x'),
+                                         ('__import__', 'x'), ('count', {'a': 1})], ids=str)
+def test_what_is_no_value_is_refused_before_anything_runs(experiment, tmp_path, name, value):
+    from cxr_influence.runs.runs import run
+    sentence(run, experiment, runs=tmp_path/'runs', **{name: value})
+    assert not list(tmp_path.glob('runs/**/notebook.ipynb'))
+
+def test_the_name_of_a_run_stays_in_its_folder(experiment, tmp_path):
+    from cxr_influence.runs.runs import run
+    for name in ('../../out', '/tmp/cxr_out', 'a/../../../out'):
+        sentence(run, experiment, name=name, runs=tmp_path/'in/runs', count=1)
+    assert not (tmp_path/'out').exists() and not Path('/tmp/cxr_out').exists() and not (tmp_path/'in/out').exists()
+
+def test_listing_the_parameters_of_a_notebook_runs_none_of_it(evil, tmp_path):
+    from cxr_influence.runs.parameters import parameters_of
+    cells = [nbformat.v4.new_code_cell(f'count: int = {evil.text} # {evil.text}\nout: str = f"{{{evil.text}}}"', metadata={'tags': ['parameters']})]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path/'n.ipynb')
+    assert [one.name for one in parameters_of(tmp_path/'n.ipynb')] == ['count', 'out']
+
+@pytest.mark.parametrize('text', ['seed: !!python/object/apply:{call}', 'seed: !!python/object/apply:builtins.open ["{mark}", "w"]', '!!python/module:os', 'seed: !!python/name:os.system',
+                                  '- !!python/object/new:os.system ["touch {mark}"]', 'seed: !evil x'])
+def test_a_grid_is_no_program(evil, tmp_path, text):
+    from cxr_influence.runs.cli import _load_yaml
+    text = text.replace('{mark}', evil.mark).replace('{call}', f'builtins.eval [{json.dumps(evil.text)}]')
+    (tmp_path/'grid.yaml').write_text(text)
+    assert 'grid.yaml' in sentence(_load_yaml, tmp_path/'grid.yaml')
+
+# --- reports ---
+
+SCRIPT = '<script>alert(1)</script><img src=x onerror=alert(1)>'
+
+def test_what_tables_brought_stays_text_in_a_report_of_the_data(folder):
+    Image.new('L', (40, 40)).save(folder/'a"><b>.png')
+    table = pd.DataFrame({'image': ['a"><b>.png', 'good.png'], 'Mass': [1, 0], 'sex': [SCRIPT, 'M'], SCRIPT: 1})
+    frame = read_dataset(table, folder, image='image', patient=None, findings={'Mass': 'Mass'}, sex='sex')
+    html = frame.attrs['report']._repr_html_()
+    assert '<script' not in html and '<img' not in html and '&lt;script' in html
