@@ -76,7 +76,7 @@ def test_stratified_without_findings_is_the_plain_rule(made, rng):
         assert kept_images(scores, 'remove', plain, .3, 1).equals(kept_images(scores, 'remove', stratified, .3, 1, bare))
 
 def test_within_a_finding_the_better_are_chosen(made, rng):
-    one = made.assign(**dict.fromkeys(FINDINGS, 0.) | {'Hernia': made.Mass})
+    one = made.assign(**dict.fromkeys(FINDINGS, 0.) | {'Hernia': (rng.random(len(made)) < .2) * 1.})
     scores = valuation(made, rng)
     kept = kept_images(scores, 'select', 'stratified_top', .5, 0, one)
     for part in (one.index[one.Hernia == 1], one.index[one.Hernia == 0]):
@@ -355,7 +355,7 @@ def test_without_a_partner_there_is_no_difference(rng):
     with refused('by the rule stratified', 'add it'): compare(draws, 'stratified')
 
 def test_intervals_know_seeds_and_patients(rng):
-    seeds, patients = rng.normal(0, .02, (4, 1)), rng.normal(0, .02, 2000)
+    seeds, patients = .02 * rng.permutation(4)[:, None], rng.normal(0, .02, 20_000)
     width = lambda draws: np.ptp(percentile_interval(seed_means(draws)))
     assert width(seeds + patients) > width(0 * seeds + patients) and width(seeds + patients) > width(seeds + 0 * patients) > 0
     assert np.ptp(percentile_interval(seed_means(patients[None]))) == np.ptp(percentile_interval(patients))
@@ -387,7 +387,7 @@ def test_selecting_and_removing_count_the_same_share(rng):
     assert np.allclose(redundancy(draws).redundancy, .4)
 
 def test_a_wide_interval_is_no_redundancy(rng):
-    draws = made_draws(rng, {ALL: .8, ('influence', 'remove', 'top', .3): .8}, noise=.05)
+    draws = made_draws(rng, {ALL: .8, ('influence', 'remove', 'top', .3): .8}, seeds=8, noise=.05) # three may agree by chance
     table = redundancy(draws)
     assert table.redundancy[0] == 0 and table.narrowest[0] > .005
 
@@ -403,7 +403,7 @@ def test_a_verdict_says_no_more_than_the_intervals(rng):
     said = verdict(compare(draws), redundancy(draws))
     assert '**0** are above random and **1** below' in said and 'remove 30% by influence, top (-0.050' in said
     assert 'no share that was tried' in said
-    noisy = made_draws(rng, {ALL: .8, ('influence', 'remove', 'top', .3): .8, ('chance', 'remove', 'random', .3): .8}, noise=.05)
+    noisy = made_draws(rng, {ALL: .8, ('influence', 'remove', 'top', .3): .8, ('chance', 'remove', 'random', .3): .8}, seeds=8, noise=.05)
     assert 'cannot show any' in verdict(compare(noisy), redundancy(noisy))
     assert 'With one seed' in verdict(compare(one := made_draws(rng, {ALL: .8, ('a', 'remove', 'top', .3): .7, ('chance', 'remove', 'random', .3): .7}, 1)), redundancy(one))
 
