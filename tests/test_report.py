@@ -337,6 +337,7 @@ def manuscript(runs, monkeypatch):
 def test_a_manuscript_without_runs_has_no_number(tmp_path, monkeypatch):
     texts = manuscript(tmp_path, monkeypatch)
     drawing = BeautifulSoup(texts.pop('visual-abstract'), 'html.parser')
+    assert texts.pop('architecture').startswith('<svg')
     assert not re.search(r'\d', ' '.join(text.get_text() for text in drawing.find_all(['text', 'desc'])))
     assert len(texts) > 12 and not [text for text in texts.values() if re.search(r'\d', text.replace('el2n', ''))]
     assert all('missing' in text.lower() and 'cxr_run' in text for text in texts.values())

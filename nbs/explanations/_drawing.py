@@ -46,10 +46,12 @@ def box(x, y, width, height, fill, stroke) -> str:
             f'stroke="{stroke}" stroke-width="1.5"/>')
 
 def svg(width, height, title, description, parts) -> str:
-    "An SVG with a title and a description for those who cannot see it."
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-            f'height="{height}" role="img" aria-labelledby="t d" {FONT}><title id="t">{escape(title)}</title>'
-            f'<desc id="d">{escape(description)}</desc>' + ''.join(parts) + '</svg>\n')
+    "An SVG with a title and a description for those who cannot see it; it shrinks with its page."
+    name = title.split()[-1].lower()
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+            f'style="max-width:100%;height:auto" role="img" aria-labelledby="{name}-title {name}-words" {FONT}>'
+            f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-words">{escape(description)}</desc>'
+            + ''.join(parts) + '</svg>\n')
 
 def arrow(path:str, tip:tuple, toward:tuple, colour:str, width:float) -> str: # a line with a head at `tip`
     (x, y), (dx, dy) = tip, toward
