@@ -1,6 +1,7 @@
 "The report: everything in it is read from the runs, nothing stands twice or empty, and what tables bring stays text."
-import base64, json, re
+import ast, base64, importlib.util, json, re
 from html import unescape
+from pathlib import Path
 
 import nbformat, numpy as np, pandas as pd, pytest
 from bs4 import BeautifulSoup
@@ -120,6 +121,14 @@ def test_a_study_is_one_sound_document(study, tmp_path):
 @pytest.mark.parametrize('number', range(4))
 def test_one_run_is_enough(study, tmp_path, number): sound(page([study[number]], tmp_path))
 
+@pytest.mark.parametrize('value', [None, '', 'a', [1], {'a': 1}, True, 1e30, -1])
+def test_facts_of_any_kind_are_no_error(study, tmp_path, value):
+    facts = json.loads((study[0]/'run.json').read_text())
+    for name in ['seconds', 'peak_memory_mb', 'device', 'commit', 'start', 'version', 'data']: facts[name] = value
+    facts['parameters'] = dict.fromkeys(['data', 'seed', 'mode', 'checkpoints'], value)
+    (study[0]/'run.json').write_text(json.dumps(facts))
+    sound(page([study[0]], tmp_path))
+
 def test_a_folder_given_twice_has_one_chapter(study, tmp_path):
     once, twice = (sound(page(folders, tmp_path)) for folders in ([study[0]], [study[0], str(study[0])]))
     assert len(once.find_all('h3')) == len(twice.find_all('h3'))
@@ -156,6 +165,22 @@ def test_the_classifier_and_influence_are_read_from_their_tables(study, tmp_path
     assert f'Macro AUROC {low:.3f} [{middle:.3f}, {high:.3f}] on 200 test images' in text
     assert f'{(table.auroc_low[list(FINDINGS)] <= .5).sum()} of 14 findings are not' in text
     assert f'{(scores.influence > 0).sum()} of 30 training images' in text and 'Few images. The model card has 2 warnings.' in text
+
+def test_scores_that_are_not_defined_are_no_error(study, tmp_path):
+    for folder, name, columns in [(study[0], 'baseline', ['auroc', 'auroc_low', 'auroc_high', 'f1']), (study[0], 'history', ['validation_auroc']),
+                                  (study[1], 'influence', ['loss']), (study[3], 'subsets_select_minus_random', ['low', 'high'])]:
+        pd.read_csv(folder/f'{name}.csv').assign(**dict.fromkeys(columns, np.nan)).to_csv(folder/f'{name}.csv', index=False)
+    text = summary(sound(page(study, tmp_path)))
+    assert 'Macro AUROC – on 200' in text and '0 of 0 findings' in text and 'nan' not in text.lower()
+    for folder in study[2:]:
+        for file in folder.glob('*_minus_random.csv'): pd.read_csv(file).assign(low=np.nan).to_csv(file, index=False)
+    assert 'No subset could be compared with a random one' in summary(sound(page(study, tmp_path)))
+
+def test_two_subsets_may_have_one_name(study, tmp_path):
+    file = study[2]/'subsets_remove_minus_random.csv'
+    table = pd.read_csv(file)
+    pd.concat([table, table]).to_csv(file, index=False)
+    sound(page([study[2]], tmp_path))
 
 def test_what_may_go_is_stated_only_when_shown(study, tmp_path):
     assert 'No share that was tried is shown to be superfluous' in summary(page([study[2]], tmp_path))
@@ -207,6 +232,8 @@ def test_scripts_stay_text(study, tmp_path, rng):
     (lambda folder: (folder/'run.json').unlink(), 'has no run.json: give the folder of a run'),
     (lambda folder: (folder/'run.json').write_text('{"experiment": "base'), 'run.json cannot be read'),
     (lambda folder: (folder/'run.json').write_text('[]'), 'does not name its experiment'),
+    (lambda folder: (folder/'run.json').write_text('{"experiment": 3}'), 'does not name its experiment'),
+    (lambda folder: (folder/'run.json').write_text('{"experiment": "baseline", "parameters": [1]}'), 'experiment and parameters'),
     (lambda folder: (folder/'run.json').write_bytes(b'\xff\xfe\x00'), 'run.json cannot be read'),
     (lambda folder: (folder/'baseline.csv').unlink(), 'has no baseline.csv: run it again'),
     (lambda folder: (folder/'baseline.csv').write_text(''), 'baseline.csv cannot be read'),
@@ -265,13 +292,15 @@ def test_another_notebook_is_shown_without_its_code(tmp_path):
     assert 'f1 score' in soup.get_text() and 'secret_variable' not in soup.get_text() and 'a warning' not in soup.get_text()
     assert soup.img['alt'].endswith('What came of it.') and len(soup.find_all('th', string='a')) == 0
 
+def test_links_lead_outside_or_nowhere(tmp_path):
+    text = '[page](../6_evidence/02_valuations.ipynb) [paper](https://arxiv.org/abs/2002.08484) ![tracker](https://example.org/a.png) [x](file:///etc/passwd)'
+    soup = sound(page([own(tmp_path/'own/run-1', [nbformat.v4.new_markdown_cell(f'# Links\n\n{text}')])], tmp_path))
+    assert [link['href'] for link in soup.main.find_all('a') if not link['href'].startswith('#')] == ['https://arxiv.org/abs/2002.08484']
+    assert not soup.find_all('img') and 'page paper tracker x' in ' '.join(soup.get_text().split())
+
 def test_the_drawings_are_those_of_the_code():
-    import importlib.util
-    from pathlib import Path
-    file = Path(__file__).parents[1]/'nbs/explanations/_drawing.py'
-    spec = importlib.util.spec_from_file_location('_drawing', file)
-    drawing = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(drawing)
+    file = ROOT/'nbs/explanations/_drawing.py'
+    drawing = loaded(file)
     for name, made in [('architecture', drawing.architecture()), ('visual_abstract', drawing.visual_abstract())]:
         stored = (file.parents[1]/f'images/{name}.svg').read_text(encoding='utf-8')
         assert stored == made, f'{name}.svg is old: run python nbs/explanations/_drawing.py'
@@ -281,3 +310,68 @@ def test_the_drawings_are_those_of_the_code():
     assert all(wings.index(start) < wings.index(end) for start, end in counts) and len(wings) <= 12 and len(counts) <= 25
     words = drawing.visual_abstract(['<b>', 'two', 'three', 'four'])
     assert '<b>' not in words and unescape(words).count('<b>') == 2
+
+# the manuscript: report/index.qmd, whose cells are run here as they stand
+
+ROOT = Path(__file__).parents[1]
+
+def loaded(path): # a file of Python that is no module of the package
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+def manuscript(runs, monkeypatch):
+    "What each cell of the manuscript shows, by its label, as text."
+    monkeypatch.chdir(ROOT/'report')
+    cells, space, texts = loaded(ROOT/'.ci/manuscript.py').notebook(runs)[0].cells, {}, {}
+    for cell in cells:
+        if cell.cell_type != 'code': continue
+        tree = ast.parse(cell.source)
+        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, 'cell', 'exec'), space)
+        value = eval(compile(ast.Expression(last.value), 'cell', 'eval'), space) if last else None
+        if label := cell.metadata['quarto'].get('label'): texts[label] = getattr(value, 'data', value)
+    return texts
+
+def test_a_manuscript_without_runs_has_no_number(tmp_path, monkeypatch):
+    texts = manuscript(tmp_path, monkeypatch)
+    drawing = BeautifulSoup(texts.pop('visual-abstract'), 'html.parser')
+    assert not re.search(r'\d', ' '.join(text.get_text() for text in drawing.find_all(['text', 'desc'])))
+    assert len(texts) > 12 and not [text for text in texts.values() if re.search(r'\d', text.replace('el2n', ''))]
+    assert all('missing' in text.lower() and 'cxr_run' in text for text in texts.values())
+    prose = re.sub(r'^```\{python\}.*?^```$', '', (ROOT/'report/index.qmd').read_text(), flags=re.M | re.S)
+    assert not re.search(r'\d\.\d', prose), 'a result that is typed'
+
+def test_a_manuscript_is_filled_from_the_runs(tmp_path, rng, monkeypatch):
+    trained = baseline(tmp_path/'baseline/run-1', rng)
+    made = dict(checkpoints=str(trained/'checkpoints'))
+    folders = [trained, influence(tmp_path/'influence/run-2', rng, parameters=made),
+               subsets(tmp_path/'subsets/run-3', rng, parameters=dict(mode='remove', **made))]
+    influence(tmp_path/'influence/run-4', rng, parameters=dict(checkpoints='elsewhere/checkpoints')) # of another training
+    texts = manuscript(tmp_path, monkeypatch)
+    macro = pd.read_csv(trained/'baseline.csv').set_index('finding').auroc['macro']
+    assert f'{macro:.3f}' in texts['classifier-words'] and f'{macro:.3f}' in texts['classifier-table'] and f'{macro:.3f}' in texts['abstract']
+    assert all(line in texts['abstract'] for line in module.summarise(folders))
+    rows = module.compare_subsets([folders[2]])
+    assert all(row.subset in texts['subsets-table'] and row.reading in texts['subsets-table'] for row in rows.itertuples())
+    assert f'{(rows.low > 0).sum()} of {len(rows)} beat random' in texts['visual-abstract'] and '30 training images' in texts['visual-abstract']
+    assert texts['classifier-figure'].startswith(b'\x89PNG') and 'missing' in texts['select-figure']
+    assert 'run-2' in texts['provenance'] and 'run-4' not in texts['provenance'] and 'cxr_run faithfulness' in texts['provenance']
+
+def test_a_study_is_the_runs_of_one_training(tmp_path, rng):
+    first, second = (baseline(tmp_path/f'baseline/run-{name}', rng) for name in 'ab')
+    made = {name: dict(checkpoints=str(folder/'checkpoints')) for name, folder in dict(a=first, b=second).items()}
+    influence(tmp_path/'influence/of-a', rng, parameters=made['a'])
+    subsets(tmp_path/'subsets/of-a', rng, 'select', parameters=dict(mode='select', **made['a']))
+    influence(tmp_path/'influence/of-b', rng, parameters=made['b'])
+    start(tmp_path/'subsets/failed', 'subsets', status='failed', parameters=dict(mode='remove', **made['a']))
+    found = module.find_study(tmp_path)
+    assert {part: folder.name for part, folder in found.items()} == {'baseline': 'run-a', 'influence': 'of-a', 'select': 'of-a'}
+    assert module.find_study(tmp_path/'nowhere') == {}
+
+def test_every_citation_is_in_the_bibliography_and_used():
+    known = loaded(ROOT/'.ci/manuscript.py').references()
+    used = set(re.findall(r'@(\w+)', ' '.join(re.findall(r'\[@[^\]]+\]', (ROOT/'report/index.qmd').read_text()))))
+    assert used == set(known)
+    assert known['pruthi2020'][0] == 'Pruthi et al. 2020' and known['koh2017'][0] == 'Koh and Liang 2017' and known['platt1999'][0] == 'Platt 1999'
