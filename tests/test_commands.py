@@ -261,7 +261,7 @@ def test_a_sweep_of_four_with_one_failing_has_four_rows(tmp_path):
 
 @pytest.mark.parametrize('grid, answer', [
     (None, 'grid.yaml'), ('', 'is not a grid'), ('a', 'is not a grid'), ('[1, 2]', 'is not a grid'), ('a: [1\n', 'YAML'), ('a: [1]\na: [2]', 'a twice'),
-    ('a: []', 'no value for a'), ('c: [1]', "no parameter 'c'"), ('a: [one]', 'a is'), ('a: [1]\nb: !!python/object/apply:os.mkdir [owned]', 'YAML'),
+    ('a: []', 'is empty'), ('c: [1]', "no parameter 'c'"), ('a: [one]', 'a is'), ('a: [1]\nb: !!python/object/apply:os.mkdir [owned]', 'YAML'),
     ('out: [one, two]', 'out')], ids=str)
 def test_a_grid_that_cannot_be_run_is_refused(here, tmp_path, grid, answer):
     made = notebook(tmp_path)
