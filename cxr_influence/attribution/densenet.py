@@ -143,16 +143,20 @@ def stem(self:_Moving,
     return torch.stack([_rows(pooled), _rows(moved)]), (b, *pooled.shape[2:])
 
 # %% ../../nbs/5_attribution/03_densenet.ipynb #09b117a4
+def _body(model:nn.Module) -> list: # of a name and a dense block or transition
+    "List what stands between the first layers and the last BatchNorm, in order."
+    return [(f'features.{name}', part) for name, part in model.features.named_children()
+            if isinstance(part, (_DenseBlock, _Transition))]
+
 @patch
 def logits(self:_Moving,
     x:Tensor, # (b, 3, height, width)
 ) -> tuple: # (b, findings) logits, and their slopes
     "Pass the whole network."
     x, shape = self.stem(x)
-    for part, layer in self.model.features.named_children():
-        name = f'features.{part}'
-        if isinstance(layer, _DenseBlock): x = self.block(name, x, shape)
-        if isinstance(layer, _Transition): x, shape = self.transition(name, x, shape)
+    for name, part in _body(self.model):
+        if isinstance(part, _DenseBlock): x = self.block(name, x, shape)
+        else: x, shape = self.transition(name, x, shape)
     (weight, moved), (bias, shift) = map(self.pair, ['classifier.weight', 'classifier.bias'])
     value, slope = self.norm_relu('features.norm5', x).unflatten(1, (shape[0], -1)).mean(2)
     slopes = F.linear(slope, weight, shift) + F.linear(value, moved)
@@ -298,13 +302,13 @@ def _forward(
     "Pass the whole network forward, and return the ways back."
     table, shape, back = _stem(model.features, x, _within('features', see))
     ways = [back]
-    for part, layer in model.features.named_children():
-        inside = _within(f'features.{part}', see)
-        if isinstance(layer, _DenseBlock):
-            table, backs = _dense_block(layer, table, shape, inside)
+    for name, part in _body(model):
+        inside = _within(name, see)
+        if isinstance(part, _DenseBlock):
+            table, backs = _dense_block(part, table, shape, inside)
             ways += backs
-        elif isinstance(layer, _Transition):
-            table, shape, back = _transition(layer, table, shape, inside)
+        else:
+            table, shape, back = _transition(part, table, shape, inside)
             ways.append(back)
     logits, backs = _head(model, table, shape, see)
     return logits, ways + backs

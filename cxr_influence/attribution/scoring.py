@@ -6,14 +6,16 @@
 __all__ = ['query_losses', 'score_checkpoint', 'verify', 'influence', 'breakdown', 'sum_by']
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #ee183520
-import hashlib, json, math, shutil, time
+import glob, hashlib, json, math, shutil, time
 from contextlib import contextmanager
 from pathlib import Path
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler
 from tqdm import tqdm
@@ -22,12 +24,14 @@ from .densenet import fastest
 from .layerwise import gradient_scores
 from .tracin import _check_mode, plain_scores
 from ..data.batches import Data, batches
-from ..data.files import InputError, _keep, _read_kept, _write_whole
+from cxr_influence.data.files import (InputError, _check, _keep, _read_kept, _read_table,
+    _write_whole, _writing)
 from ..data.labels import FINDINGS
 from ..data.splits import check_splits
 from ..training.checkpoints import Checkpoint, list_checkpoints
 from ..training.distributed import Processes, join_processes
 from ..training.networks import weights_checksum
+from ..training.resume import _wait_for
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #05d9ee05
 class _Loader:
@@ -53,7 +57,23 @@ def _check_repeats(
         raise InputError('Read twice, the data begins with other images: no shuffling, '
                          'no augmentation, no generator.')
 
+# %% ../../nbs/5_attribution/04_scoring.ipynb #d8b705d3
+def _check_count(name:str, value) -> None:
+    "Raise `InputError` unless a setting is a whole number above 0."
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise InputError(f'{name} is {value!r}: give a whole number above 0.')
+
 # %% ../../nbs/5_attribution/04_scoring.ipynb #404da223
+def _target_images(frame:pd.DataFrame, against:str, groups:dict|None=None) -> pd.Index:
+    "Find the images of a split. Raises `InputError` for none, or a group named as a finding."
+    named = frame.index[frame.split == against]
+    if not len(named):
+        raise InputError(f'No image is of split {against}: use one of '
+                         f'{", ".join(sorted(set(frame.split)))}.')
+    for name in {*(groups or {})} & {*FINDINGS}:
+        raise InputError(f'Group {name} has the name of a finding: choose another.')
+    return named
+
 def _group_images(name:str, group, frame:pd.DataFrame, against:str) -> pd.Index:
     "Find a group's images. Raises `InputError` if some are not target images, or none are."
     named = frame.index[frame.split == against]
@@ -73,7 +93,7 @@ def query_losses(
     against:str='validation', # split of the target images
 ) -> dict: # column -> (n, 14) weights of the target images
     "Weight the losses that a score is about. Raises `InputError` for an invalid group."
-    named = frame.index[frame.split == against]
+    named = _target_images(frame, against, groups)
     whole = np.full((len(named), 14), 1 / len(named))
     columns = {f'influence_{f}': whole * (np.arange(14) == k) for k, f in enumerate(FINDINGS)}
     found = columns if per_finding else {'influence': whole}
@@ -253,12 +273,14 @@ class _Blocks:
         size:int, # rows per block
         key:str, # of what makes the tables
         processes:Processes=Processes(), # they share the work
+        whole=lambda path, table: True, # whether a kept table counts
     ):
         self.rows = {folder / f'{start:07}.parquet': rows[start:start + size]
                      for start in range(0, len(rows), size)}
         self.key, self.processes = key, processes
-        self.missing = [path for path in self.rows if _read_kept(path, key) is None]
-        processes.wait() # all have looked before anyone writes
+        def counts(path, kept): return kept is not None and whole(path, kept)
+        absent = [path for path in self.rows if not counts(path, _read_kept(path, key))]
+        self.missing = sorted(set(processes.gather(absent))) # all have looked
 
     def mine(self) -> dict: # path -> rows, of this process's share of what is missing
         own = self.missing[self.processes.index::self.processes.count]
@@ -268,7 +290,7 @@ class _Blocks:
 
     def table(self) -> pd.DataFrame: # of all blocks, when all processes are done
         self.processes.wait()
-        return pd.concat([pd.read_parquet(path) for path in self.rows])
+        return pd.concat([_read_table(path, 'score again') for path in self.rows])
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #edcb9747
 def _join_blocks(blocks:_Blocks, folder:Path) -> pd.DataFrame:
@@ -286,6 +308,22 @@ def _bar(name:str, blocks:dict, processes:Processes, passes:int=1) -> tqdm:
     images = passes * sum(map(len, blocks.values()))
     return tqdm(total=images, desc=name, unit='image', leave=False,
                 disable=None if processes.main else True)
+
+# %% ../../nbs/5_attribution/04_scoring.ipynb #d924e3e6
+@contextmanager
+def _hold(path:Path, processes:Processes=Processes()):
+    "Let one job at a time work on a path, whatever the number of its processes."
+    lock = FileLock(path.with_name(f'.{path.name}.lock'))
+    with _writing(path):
+        if processes.main: path.parent.mkdir(parents=True, exist_ok=True)
+        _wait_for(lock, path, processes, 'works on')
+    try: yield
+    finally: lock.release()
+
+def _remove_parts(folder:Path, *names:str) -> None: # of files, whose lock is held
+    "Remove what killed processes left half written."
+    for name in names:
+        for part in folder.glob(f'{name}.*-*.part'): part.unlink(missing_ok=True)
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #5c3928d6
 def _find_directions(
@@ -364,10 +402,8 @@ def _score_checkpoint(
     "Score all training images at one checkpoint, or read what is kept of it."
     model, folder = checkpoint.model(), folder / checkpoint.folder.name
     key = _scores_key(checkpoint, model, data, query)
-    processes.wait()
     kept = _read_kept(folder.with_suffix('.parquet'), key)
-    processes.wait() # all have looked before anyone writes
-    if kept is not None: return kept
+    if all(processes.gather([kept is not None])): return kept # all have looked
     blocks = _Blocks(folder, data.rows('train'), _BLOCK_IMAGES, key, processes)
     if blocks.missing: _fill_blocks(blocks, checkpoint, model, data, query, batch_size)
     return _join_blocks(blocks, folder)
@@ -384,16 +420,18 @@ def score_checkpoint(
     **settings, # `batch_size` (32) and `device`
 ) -> pd.DataFrame: # one row per training image; dot products, without the learning rate
     "Score all training images at one checkpoint, or read what is kept. Raises `InputError`."
-    weights = query_losses(data.frame, per_finding, groups, against)
+    query = _Query(query_losses(data.frame, per_finding, groups, against), layers, against)
     processes = join_processes(settings.pop('device', None))
-    return _score_checkpoint(checkpoint, data, _Query(weights, layers, against),
-                             _kept_folder(out), processes=processes, **settings)
+    _check_count('batch_size', settings.get('batch_size', 1))
+    with _hold(_kept_folder(out), processes):
+        return _score_checkpoint(checkpoint, data, query, _kept_folder(out),
+                                 processes=processes, **settings)
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #6520747d
 def _check_data(checkpoint:Checkpoint, data:Data) -> None:
     "Raise `InputError` unless the checkpoint was trained on this data, at this size."
     ours, theirs = data.fingerprint, checkpoint.facts['data']
-    if ours != theirs:
+    if not data.matches(theirs):
         raise InputError(f'{checkpoint.folder} was trained on other images, labels or splits '
                          f'(fingerprint {theirs}, here {ours}): give the data of its training.')
     if (size := checkpoint.facts['image_size']) != data.store.size:
@@ -473,11 +511,21 @@ def _write_scores(
     facts:dict, # for `….json`
 ) -> None:
     "Write a table as CSV and Parquet, and its facts beside it."
-    _write_whole(out.with_suffix('.csv'), scores.to_csv)
-    _write_whole(out.with_suffix('.parquet'), scores.to_parquet)
-    _write_whole(out.with_suffix('.json'), json.dumps(facts, indent=1))
+    files = {'.csv': scores.to_csv, '.parquet': scores.to_parquet,
+             '.json': json.dumps(facts, indent=1)}
+    for suffix, write in files.items():
+        path = out.with_suffix(suffix)
+        _remove_parts(path.parent, glob.escape(path.name))
+        _write_whole(path, write, checksum=True)
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #72d52ad1
+def _score_run(checkpoints:list, data:Data, query:_Query, folder:Path, processes, **settings):
+    "Score at every checkpoint, in a folder whose lock is held."
+    if processes.main: _remove_parts(folder, '*.parquet', '*/*.parquet')
+    hidden = None if processes.main else True
+    return [_score_checkpoint(checkpoint, data, query, folder, processes=processes, **settings)
+            for checkpoint in tqdm(checkpoints, 'checkpoints', leave=False, disable=hidden)]
+
 def _describe(checkpoints:list, parts:list, data:Data, query:_Query, start:float) -> dict:
     "Verify the checkpoint of the highest rate, and gather the facts of a table of scores."
     rates = [checkpoint.facts['learning_rate'] for checkpoint in checkpoints]
@@ -507,27 +555,34 @@ def influence(
     processes = settings['processes'] = join_processes(settings.pop('device', None))
     _check_scorable(checkpoints, data)
     query = _Query(query_losses(data.frame, per_finding, groups, against), layers, against)
-    hidden = None if processes.main else True
-    parts = [_score_checkpoint(checkpoint, data, query, _kept_folder(out), **settings)
-             for checkpoint in tqdm(checkpoints, 'checkpoints', leave=False, disable=hidden)]
-    scores = _add_up(parts, [checkpoint.facts['learning_rate'] for checkpoint in checkpoints])
-    if processes.main:
-        _write_scores(scores, out, _describe(checkpoints, parts, data, query, start))
+    _check_count('batch_size', settings.get('batch_size', 1))
+    with _hold(_kept_folder(out), processes):
+        parts = _score_run(checkpoints, data, query, _kept_folder(out), **settings)
+        rates = [checkpoint.facts['learning_rate'] for checkpoint in checkpoints]
+        scores = _add_up(parts, rates)
+        if processes.main:
+            _write_scores(scores, out, _describe(checkpoints, parts, data, query, start))
     processes.wait()
     return scores
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #ab826f8b
+_SCORE_AGAIN = 'score again, influence(...) makes it'
+
+def _read_facts(path:Path, remedy:str=_SCORE_AGAIN) -> dict: # beside scores
+    "Read what stands beside scores. Raises `InputError` if it is missing or damaged."
+    try: return json.loads(_check(path, remedy=remedy).read_text())
+    except (UnicodeError, json.JSONDecodeError) as error:
+        raise InputError(f'{path} is damaged ({error}): {remedy}.') from None
+
 def breakdown(
     out:str|Path, # of `influence`, scored with `per_finding`
 ) -> pd.DataFrame: # index `image`; columns (checkpoint, part of the network)
     "Split each image's influence by checkpoint and part of the network. Raises `InputError`."
-    facts, shares = json.loads(Path(out).with_suffix('.json').read_text()), {}
+    facts, shares = _read_facts(Path(out).with_suffix('.json')), {}
     for folder, rate in zip(facts['checkpoints'], facts['learning_rates']):
         name = Path(folder).name
         path = _kept_folder(out) / f'{name}.parquet'
-        if not path.is_file():
-            raise InputError(f'{path} is missing: score again, influence(...) keeps it.')
-        part = pd.read_parquet(path).filter(like='part_')
+        part = _read_table(path, _SCORE_AGAIN).filter(like='part_')
         if part.empty:
             raise InputError(f'{path} has no parts of the network: score again with '
                              'per_finding=True.')
@@ -543,6 +598,8 @@ def sum_by(
     "Add up the scores of groups of images. Raises `InputError` for an unknown column."
     if column not in frame:
         raise InputError(f'The frame has no column {column}: use one of {", ".join(frame)}.')
+    for stranger in scores.index.difference(frame.index)[:1]:
+        raise InputError(f'{stranger} has scores, but is not in the frame: give its frame.')
     adding = [name for name in scores if name.startswith('influence')
               or name in ('optimiser_aware', 'self_influence')]
     groups = scores[adding].groupby(frame.loc[scores.index, column])

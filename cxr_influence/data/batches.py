@@ -35,7 +35,8 @@ class Data:
                              'call decode(frame, root, size, out).')
 
     @cached_property
-    def fingerprint(self) -> str: return fingerprint(self.frame) # computed once
+    def fingerprint(self) -> str: # of names, labels and splits; and of pixels
+        return f'{fingerprint(self.frame)}-{self.store.checksum}'
     root = property(lambda self: self.frame.attrs.get('root')) # folder of the images
     report = property(lambda self: self.frame.attrs.get('report')) # what the reader found
     train = property(lambda self: self.frame[self.frame.split == 'train'])
@@ -54,6 +55,13 @@ def with_frame(self:Data,
 ) -> Data:
     "The same images with another frame."
     return Data(frame, self.store)
+
+@patch
+def matches(self:Data,
+    noted:str, # a fingerprint, such as that of a checkpoint's data
+) -> bool: # earlier versions noted the first part alone
+    "Whether a fingerprint is that of this data."
+    return noted in (self.fingerprint, self.fingerprint.partition('-')[0])
 
 # %% ../../nbs/1_data/06_batches.ipynb #7ed8b618
 @patch(as_prop=True)
@@ -177,6 +185,7 @@ def _pixels_on(
     if device not in held:
         mapped = torch.from_numpy(store.pixels)
         fits = store.pixels.nbytes < _free_bytes(device) / 2
+        if fits: store._compare(range(len(store))) # with their checksums
         held[device] = mapped.to(device) if fits else mapped
     return held[device]
 
@@ -213,6 +222,7 @@ def batches(
     pixels = _pixels_on(data.store, device)
     targets = torch.tensor(data.frame[list(FINDINGS)].to_numpy('float32'))
     for i, draws in _plan_batches(np.asarray(rows), batch_size, generator, skip, part):
+        data.store._compare(i)
         chosen = pixels.index_select(0, torch.tensor(i, device=pixels.device))
         x = normalise(chosen.to(device))
         if draws is not None: x = augment(x[:, :1], draws).expand_as(x) # channels are equal

@@ -137,6 +137,7 @@ def _check_answer(answer:requests.Response, url:str, offer:dict, size:int|None) 
 
 def _append_bytes(
     answer:requests.Response, part:Path, offer:dict, have:int,
+    size:int|None=None, # the most bytes
 ) -> bool: # whether the file is whole now
     "Write an answer's bytes to disk as they come, with a progress bar."
     bar = tqdm(desc=part.stem, initial=have, total=offer['bytes'], unit='B', unit_scale=True,
@@ -146,6 +147,7 @@ def _append_bytes(
         for block in answer.iter_content(1 << 16):
             file.write(block)
             bar.update(len(block))
+            if size is not None and file.tell() > size: break # it does not end where it should
     return offer['bytes'] in (None, part.stat().st_size)
 
 # %% ../../nbs/1_data/11_download.ipynb #3846be4c
@@ -164,7 +166,7 @@ def _receive(
             part.unlink(missing_ok=True)
             return False
         _check_answer(answer, url, offer, size)
-        return _append_bytes(answer, part, offer, have if resumed else 0)
+        return _append_bytes(answer, part, offer, have if resumed else 0, size)
 
 # %% ../../nbs/1_data/11_download.ipynb #faf4c684
 _CUTS = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
@@ -251,27 +253,48 @@ def _finish_archive(url:str, part:Path, path:Path, wrong:str) -> Path:
                          'the same command downloads it again.')
     return path
 
+# %% ../../nbs/1_data/11_download.ipynb #5ec0b0b5
+_MOST_BYTES, _MOST_TIMES = 100_000_000, 20 # of an archive unpacked: so many, or times its size
+
+class _Bounded:
+    "A stream that raises `InputError` once it gives far more than its archive holds."
+    def __init__(self, archive:Path):
+        self.left = max(_MOST_BYTES, _MOST_TIMES * archive.stat().st_size)
+
+    def of(self, stream): # what is read from now on
+        self.stream = stream
+        return self
+
+    def read(self, size:int=-1) -> bytes:
+        block = self.stream.read(size)
+        self.left -= len(block)
+        if self.left < 0: raise InputError(f'unpacks to more than {_MOST_TIMES} times its size')
+        return block
+
 # %% ../../nbs/1_data/11_download.ipynb #cf25b80b
 def _read_members(
     archive:Path,
 ): # yields a name, whether it is a plain file, a folder or something else, and the content
-    "Yield what an archive holds, one member at a time."
+    "Yield what an archive holds, one member at a time. Raises `InputError` for a bomb."
+    bounded = _Bounded(archive)
     if archive.suffix == '.zip':
         with zipfile.ZipFile(archive) as zipped:
             for info in zipped.infolist():
                 link = stat.S_ISLNK(info.external_attr >> 16)
                 kind = 'link' if link else 'folder' if info.is_dir() else 'file'
-                with zipped.open(info) as content: yield info.filename, kind, content
+                with zipped.open(info) as content:
+                    yield info.filename, kind, bounded.of(content)
         return
     with gzip.open(archive) as stream:
-        with tarfile.open(fileobj=stream, mode='r|') as tar:
+        with tarfile.open(fileobj=bounded.of(stream), mode='r|') as tar:
             for member in tar:
-                kind = 'file' if member.isfile() else 'folder' if member.isdir() else 'link'
+                plain = member.isfile() and not member.issparse()
+                kind = 'file' if plain else 'folder' if member.isdir() else 'link'
                 yield member.name, kind, tar.extractfile(member) if kind == 'file' else None
-        while stream.read(1 << 20): pass
+        while bounded.read(1 << 20): pass
 
 # %% ../../nbs/1_data/11_download.ipynb #6e481025
-_UNSAFE = re.compile(r'^[/\\]|^\w:|(^|[/\\])\.\.([/\\]|$)')
+_UNSAFE = re.compile(r'^[/\\]|^\w:|(^|[/\\])\.\.([/\\]|$)|\x00')
 
 def _write_member(folder:Path, name:str, kind:str, content) -> int: # files written: 1 or 0
     "Write one member of an archive. Raises `InputError` if it leads out of the folder."
@@ -296,7 +319,8 @@ def _write_members(archive:Path, folder:Path) -> None:
     (folder / '.unpacked.json').write_text(json.dumps(note))
 
 # %% ../../nbs/1_data/11_download.ipynb #5a68490d
-_DAMAGED = (EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile)
+_DAMAGED = (EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile,
+            RuntimeError) # of a zip file with a password
 
 def _unpack(archive:str|Path, folder:str|Path) -> Path: # the folder
     "Unpack an archive once, wholly or not at all. Raises `InputError`."

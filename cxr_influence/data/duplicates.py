@@ -35,7 +35,7 @@ def _perceptual_hashes(
     hash_size:int=16, # bits a side
 ) -> np.ndarray: # (n, hash_size**2 / 8) uint8
     "Hash every image of a store."
-    def one(row): return _perceptual_hash(store.pixels[row], hash_size)
+    def one(row): return _perceptual_hash(store[row], hash_size)
     with ThreadPoolExecutor() as pool:
         hashes = pool.map(one, range(len(store.pixels)))
         return np.stack(list(tqdm(hashes, 'hash', len(store.pixels), leave=False)))
@@ -106,7 +106,7 @@ def find_duplicates(
     difference:float=.08, # what one image may leave unexplained of the other
 ) -> pd.DataFrame: # one row per pair, `kind` is 'identical' or 'near'
     "Find duplicate images: pairs across splits first, then pairs between patients."
-    pairs, pixels = _near_pairs(_perceptual_hashes(data.store), distance), data.store.pixels
+    pairs, pixels = _near_pairs(_perceptual_hashes(data.store), distance), data.store
     table = _describe_pairs(data.frame, pairs[:, :2]).assign(distance=pairs[:, 2])
     looked_at = tqdm(pairs[:, :2], 'look', leave=False)
     differences = [_pixel_difference(pixels[i], pixels[j]) for i, j in looked_at]
@@ -127,7 +127,7 @@ def show_duplicates(
 ) -> plt.Figure:
     "Show each pair and the difference of its grey values."
     rows = [data.frame.index.get_indexer(names) for names in (pairs.image, pairs.other)]
-    a, b = (data.store.pixels[some].astype(int) for some in rows)
+    a, b = (data.store[some].astype(int) for some in rows)
     pictures = np.stack([a, b, np.abs(a - b)], axis=1).reshape(-1, *a.shape[1:])
     titles = [text for p in pairs.itertuples()
               for text in (p.image, p.other, f'{p.kind}, {p.difference:.3f}')]

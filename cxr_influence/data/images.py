@@ -16,13 +16,19 @@ from PIL import Image
 from .files import InputError
 
 # %% ../../nbs/1_data/04_images.ipynb #b5fa2285
+_MOST_PIXELS = 89_478_485 # of one image; from here on Pillow warns of a bomb
+_FORMATS = 'PNG', 'JPEG', 'TIFF', 'BMP', 'GIF', 'PPM', 'JPEG2000'
+
+def _check_pixels(width:int, height:int) -> None:
+    "Raise `ValueError` for an image that would fill the memory."
+    if width * height > _MOST_PIXELS: raise ValueError(f'{width} x {height} pixels')
+
 def _read_pillow(
-    path:str|Path, # any format that Pillow reads, of 8 or 16 bits
+    path:str|Path, # of one of `_FORMATS`, of 8 or 16 bits
 ) -> Image.Image: # 8-bit grey, of the file's own size
     "Decode a file as grey; transparency is ignored."
-    with Image.open(path) as image:
-        if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-            raise ValueError(f'{image.width} x {image.height} pixels')
+    with Image.open(path, formats=_FORMATS) as image:
+        _check_pixels(*image.size)
         if image.mode == 'F': raise ValueError('floating-point pixels of unknown range')
         if not image.mode.startswith('I'): return image.convert('L')
         grey = np.asarray(image).clip(0, 65535) / 257
@@ -49,7 +55,11 @@ def _read_dicom(
     try: import pydicom
     except ImportError:
         raise InputError(f'{path} is a DICOM file: to read it, pip install pydicom.') from None
+    meta = pydicom.filereader.read_file_meta_info(path)
+    if meta.get('TransferSyntaxUID') == pydicom.uid.DeflatedExplicitVRLittleEndian:
+        raise ValueError('deflated, of unknown size: convert it with dcmconv +te')
     file = pydicom.dcmread(path)
+    _check_pixels(file.Columns, file.Rows * int(file.get('NumberOfFrames') or 1))
     pixels = file.pixel_array
     if pixels.ndim != 2:
         raise ValueError(f'pixels of shape {pixels.shape}: one grey frame is expected')
@@ -70,11 +80,12 @@ def _open_image(path:str|Path) -> Image.Image: # 8-bit grey, of the file's own s
 
 def read_image(
     path:str|Path, # PNG, JPEG, TIFF or DICOM, grey or color, 8 or 16 bits
-    size:int, # side of the square it becomes
+    size:int|None=None, # side of the square it becomes; None: as large as it is
 ) -> tuple: # uint8 array (size, size), and the source's width and height
     "Decode one file as grey and resize it. Raises `InputError` that names the file."
     try:
         image = _open_image(path)
+        if size is None: return np.asarray(image), *image.size
         resized = image.resize((size, size), Image.Resampling.LANCZOS)
         return np.asarray(resized), *image.size
     except InputError: raise

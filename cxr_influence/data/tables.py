@@ -6,7 +6,7 @@
 __all__ = ['read_dataset', 'from_torchxrayvision', 'to_torchxrayvision', 'from_medmnist']
 
 # %% ../../nbs/1_data/08_tables.ipynb #261a8184
-import os, re, shutil, zipfile
+import bz2, gzip, lzma, os, re, shutil, zipfile, zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,9 +17,11 @@ from PIL import Image
 
 from .nih import (_FILE_NAME, Report, find_files, find_images, _finish_frame,
     _read_csv, _report_images, _whole_years)
+from .images import read_image
 from .labels import FINDINGS, NO_FINDING, check_finding
 from .files import InputError
 from .splits import assign_splits
+from .images import _FORMATS, _check_pixels
 
 # %% ../../nbs/1_data/08_tables.ipynb #6ab1d671
 def _text_column(
@@ -257,6 +259,30 @@ def _locate(facts:pd.DataFrame, name:str, files:pd.Series, root, report:Report) 
         report.add('patients', 'absent', len(names), warning)
     return paths
 
+# %% ../../nbs/1_data/08_tables.ipynb #5ec0b0b2
+_MOST_BYTES, _MOST_TIMES = 100_000_000, 100 # of a file unpacked: so many, or times its size
+_OPENERS = {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open}
+
+def _unpacked_bytes(path:Path, most:int) -> int: # counted up to `most`, and a little beyond
+    "Count what a compressed file holds, without keeping it."
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file: return sum(i.file_size for i in file.infolist())
+    count = 0
+    if path.suffix in _OPENERS:
+        with _OPENERS[path.suffix](path) as file:
+            while count <= most and (block := file.read(1 << 20)): count += len(block)
+    return count
+
+def _check_unpacked(path:str|Path) -> None:
+    "Raise `InputError` for a compressed file that holds far more than its size."
+    path, damaged = Path(path), (OSError, EOFError, zlib.error, lzma.LZMAError)
+    try:
+        most = max(_MOST_BYTES, _MOST_TIMES * path.stat().st_size)
+        if _unpacked_bytes(path, most) <= most: return
+    except (*damaged, zipfile.BadZipFile): return # the reader reports what is wrong
+    raise InputError(f'{path} unpacks to more than {most:,} bytes, far more than its size: '
+                     'unpack it yourself if you trust it.')
+
 # %% ../../nbs/1_data/08_tables.ipynb #4e76ff53
 def read_dataset(
     table:str|Path|pd.DataFrame, # a CSV, or a table at hand: one row per image
@@ -276,6 +302,7 @@ def read_dataset(
     "Read any table of radiographs; `attrs['report']` lists what is missing."
     report, files, name = Report(), find_files(root), 'the table'
     if not isinstance(table, pd.DataFrame):
+        _check_unpacked(table)
         name, table = str(table), _whole_rows(_read_csv(table), str(table), report, on_error)
     columns = dict(image=image, patient=patient, age=age, sex=sex, view=view,
                    follow_up=follow_up, split=split)
@@ -339,17 +366,10 @@ def from_torchxrayvision(
 
 # %% ../../nbs/1_data/08_tables.ipynb #da8a90e3
 def _read_grey(
-    path:str|Path, # an 8-bit image
+    path:str|Path, # of any kind that `read_image` takes
 ) -> np.ndarray: # (height, width) uint8
-    "Read an image as grey. Raises `InputError` that names the file."
-    try:
-        with Image.open(path) as image:
-            if image.mode[0] in 'IF':
-                advice = 'give read=lambda path: read_image(path, 224)[0]'
-                raise ValueError(f'more than 8 bits: {advice}')
-            return np.asarray(image.convert('L'))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f'{path} cannot be decoded ({error}).') from None
+    "Read an image as grey, in its own size. Raises `InputError` that names the file."
+    return read_image(path)[0]
 
 # %% ../../nbs/1_data/08_tables.ipynb #32409e81
 def _xrv_class(xrv): # the module torchxrayvision
@@ -420,6 +440,7 @@ def from_medmnist(
 # %% ../../nbs/1_data/08_tables.ipynb #unpackm1
 def _unpack_medmnist(path:Path, out:Path) -> None:
     "Write the arrays of a ChestMNIST file as PNG files and a table, or nothing."
+    _check_unpacked(path)
     part, rows = out.with_name(f'{out.name}.part{os.getpid()}'), []
     shutil.rmtree(part, ignore_errors=True)
     (part / 'images').mkdir(parents=True)
@@ -430,7 +451,8 @@ def _unpack_medmnist(path:Path, out:Path) -> None:
                 rows.append(_write_split(split, images, labels, part))
         pd.concat(rows).to_csv(part / f'{path.stem}.csv', index=False)
         part.rename(out)
-    except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, TypeError, ValueError, EOFError, MemoryError, zlib.error,
+            zipfile.BadZipFile) as error:
         raise InputError(f'{path} cannot be unpacked into {out} ({error}): fetch it again, '
                          'or choose another folder.') from None
     finally: shutil.rmtree(part, ignore_errors=True)

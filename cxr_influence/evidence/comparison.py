@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.interpolate import interp1d
 
-from ..data.files import InputError
+from ..data.files import InputError, _read_table
 from ..data.labels import FINDINGS
 from .subsets import _LABELS
 from ..measures.intervals import (_draw_intervals, patient_weights,
@@ -153,7 +153,8 @@ def subset_draws(
     drawn = patient_weights(tested.patient, resamples)
     weights = np.vstack([np.ones(len(tested), 'int32'), drawn])
     for row in rows.to_dict('records'):
-        probabilities = pd.read_parquet(f'{row["retrained"]}.parquet').loc[tested.index]
+        path, again = f'{row["retrained"]}.parquet', 'call run_subsets again'
+        probabilities = _read_table(path, again).loc[tested.index]
         thresholds = [row[f'threshold_{finding}'] for finding in FINDINGS]
         values.append(_resample_findings(metric, tested, probabilities, weights, thresholds))
     columns = pd.MultiIndex.from_product([[*FINDINGS, 'macro'], range(resamples + 1)],

@@ -151,8 +151,9 @@ def subset_losses(
 def reliability(
     losses:np.ndarray, # (count, seeds)
 ) -> float: # of the mean over the seeds, 0 to 1
-    "Reliability of a mean over seeds (Spearman 1910; Brown 1910)."
+    "Reliability of a mean over seeds (Spearman 1910; Brown 1910). Raises `InputError`."
     count = losses.shape[1]
+    if count < 2: raise InputError('The losses are of one seed: give at least two.')
     pairs = [spearmanr(losses[:, a], losses[:, b]).statistic
              for a, b in combinations(range(count), 2)]
     r = max(0, np.mean(pairs))

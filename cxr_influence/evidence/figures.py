@@ -79,7 +79,7 @@ def show_extremes(
     for name, value in ends.items():
         labels = decode_labels(data.frame.loc[name, list(FINDINGS)])
         titles.append(f'{value:+.3g}\n' + labels.replace('|', '\n').replace('_', ' '))
-    pixels = data.store.pixels[data.frame.index.get_indexer(ends.index)]
+    pixels = data.store[data.frame.index.get_indexer(ends.index)]
     return show_images(pixels, titles, n, side=1.4)
 
 # %% ../../nbs/6_evidence/08_figures.ipynb #fig00011

@@ -6,9 +6,9 @@
 __all__ = ['without', 'retrain', 'run_side_by_side']
 
 # %% ../../nbs/6_evidence/01_retraining.ipynb #retr0003
-import os, shutil, time, warnings
+import os, shutil, threading, time, warnings
 from concurrent.futures import BrokenExecutor, Executor, as_completed
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,9 @@ import torch
 from joblib import Parallel, cpu_count, delayed
 from tqdm import tqdm
 
+from ..attribution.scoring import _hold, _remove_parts
 from ..data.batches import Data
-from ..data.files import InputError, _digest, _keep, _locked, _read_kept
+from ..data.files import InputError, _digest, _keep, _read_kept
 from ..data.labels import FINDINGS
 from ..training.checkpoints import Recipe, best_checkpoint, list_checkpoints
 from ..training.distributed import join_processes
@@ -53,6 +54,14 @@ def _made_of(
     settings = recipe._replace(loss=loss, weights=str(recipe.weights), compile=False)._asdict()
     return [data.fingerprint, data.store.size, settings, int(seed),
             data.frame.index[rows].tolist(), choose_best]
+
+def _check_rows(rows, data:Data) -> np.ndarray:
+    "Raise `InputError` unless rows are numbers of rows, at least one."
+    rows = np.asarray(rows)
+    if rows.ndim == 1 and len(rows) and np.issubdtype(rows.dtype, np.integer):
+        if 0 <= rows.min() and rows.max() < len(data): return rows
+    raise InputError(f'rows are {rows!r:.200}: give row numbers from 0 to {len(data) - 1}, '
+                     "as from data.rows('test').")
 
 def _keep_best(folder:Path) -> None: # of a run
     "Delete the checkpoints that are neither the best so far nor the last."
@@ -92,18 +101,23 @@ def retrain(
     device=None, # the accelerator if there is one
 ) -> pd.DataFrame: # (n, findings) logits; `attrs['epoch']` is the checkpoint's
     "Train and predict, or read what is kept. Raises `InputError`."
-    rows, processes = np.asarray(rows), join_processes(device)
+    rows, processes = _check_rows(rows, data), join_processes(device)
     key = _digest(_made_of(data, recipe, seed, rows, choose_best))
     path, folder = Path(out) / f'{key}.parquet', Path(out) / key
-    with _locked(path) if processes.count == 1 else nullcontext():
-        if any(processes.gather([path.is_file()])): return _read_kept(path, key)
-        table = _train_and_predict(data, recipe, seed, rows, folder, choose_best, device)
-        processes.wait()
-        if processes.main:
-            _keep(table, path, key=key)
-            shutil.rmtree(folder)
-        processes.wait()
-        return _read_kept(path, key)
+    def kept(): # or None, in all processes
+        table = _read_kept(path, key)
+        return table if all(processes.gather([table is not None])) else None
+    if (table := kept()) is not None: return table
+    with _hold(path, processes):
+        if (table := kept()) is None: # nor has another job made it meanwhile
+            table = _train_and_predict(data, recipe, seed, rows, folder, choose_best, device)
+            table.attrs['key'] = key
+            if processes.main:
+                _remove_parts(path.parent, path.name)
+                _keep(table, path)
+        if processes.main: shutil.rmtree(folder, ignore_errors=True)
+    processes.wait()
+    return table
 
 # %% ../../nbs/6_evidence/01_retraining.ipynb #retr0024
 @contextmanager
@@ -122,9 +136,20 @@ def _quiet_bars():
 def _call(function, number:int, arguments:tuple, threads:int|None) -> tuple: # number, result
     "Call a function that has so many cores."
     before = torch.get_num_threads()
-    if threads: torch.set_num_threads(threads)
+    if threads:
+        _end_with_parent()
+        torch.set_num_threads(threads)
     try: return number, function(*arguments)
     finally: torch.set_num_threads(before)
+
+def _end_with_parent() -> None: # of a process that was started to work
+    "End this process soon after the one that started it, whatever ended that."
+    if any(thread.name == 'parent' for thread in threading.enumerate()): return
+    parent = os.getppid()
+    def watch():
+        while os.getppid() == parent: time.sleep(1)
+        os._exit(1)
+    threading.Thread(target=watch, name='parent', daemon=True).start()
 
 # %% ../../nbs/6_evidence/01_retraining.ipynb #retr0025
 def _as_they_end(
@@ -153,6 +178,8 @@ def run_side_by_side(
 ) -> list: # results, in the order of the calls
     "Call a function many times at once. Raises `InputError` if a process is killed."
     costs = [1] * len(calls) if costs is None else [int(cost) for cost in costs]
+    if len(costs) != len(calls):
+        raise InputError(f'costs are {len(costs)} for {len(calls)} calls: give one for each.')
     longest_first = sorted(range(len(calls)), key=lambda number: -costs[number])
     jobs, results = [(number, calls[number]) for number in longest_first], {}
     try:

@@ -8,22 +8,27 @@ __all__ = ['MODES', 'RULES', 'kept_images', 'read_scores', 'subset_grid', 'run_s
 # %% ../../nbs/6_evidence/03_subsets.ipynb #84045145
 import json, time, traceback
 from concurrent.futures import Executor
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 
-from ..attribution.scoring import _check_data
+from ..attribution.scoring import _check_data, _remove_parts
 from ..data.batches import Data
-from ..data.files import InputError, _digest, _write_whole, project_path
+from ..data.files import (DamagedFile, InputError, _check, _digest, _read_table,
+    _warn, _write_whole, _writing, project_path)
 from ..data.labels import FINDINGS
 from .retraining import retrain, run_side_by_side, without
 from ..measures.calibration import fit_platt
 from ..measures.metrics import choose_thresholds
 from ..measures.results import evaluate
 from ..training.checkpoints import Checkpoint, best_checkpoint, list_checkpoints
+from ..training.distributed import _alone, join_processes
 from ..training.loop import predict
+from ..training.resume import _acquire
 from ..training.networks import best_device
 
 # %% ../../nbs/6_evidence/03_subsets.ipynb #sub008
@@ -121,6 +126,7 @@ def read_scores(
     if not Path(path).is_file():
         raise InputError(f'No scores at {path}: compute them with '
                          f'`cxr_influence --output {path}`.')
+    _check(path, remedy=f'score again; if you edited it, remove .{Path(path).name}.crc32')
     try: scores = pd.read_csv(path)
     except ValueError as error:
         raise InputError(f'{path} is not a valid CSV: {error}') from None
@@ -151,6 +157,15 @@ def _check_scores(
     return scores
 
 # %% ../../nbs/6_evidence/03_subsets.ipynb #sub030
+def _check_plan(rules, seeds, fractions:dict, reference:str|None) -> None:
+    "Raise `InputError` if nothing would be trained, or nothing compared."
+    for name, values in [('rules', rules), ('seeds', seeds), ('fractions', fractions)]:
+        if isinstance(values, str) or not len(values):
+            raise InputError(f'{name} is {values!r}: give a list of at least one.')
+    if reference is not None and reference not in rules:
+        raise InputError(f'rules are {", ".join(rules)}: add {reference}, with which the '
+                         'others are compared, or give reference=None.')
+
 def subset_grid(
     scores:pd.Series|pd.DataFrame, # one score per column; index `image`: all training images
     frame:pd.DataFrame,
@@ -158,8 +173,10 @@ def subset_grid(
     rules=RULES[:4],
     seeds=(0, 1, 2), # of the retraining, and of the random choice
     whole_patients:bool=False,
+    reference:str|None='random', # rule that the others are compared with; None: none
 ) -> pd.DataFrame: # `_LABELS`, and `kept`: names of the images that stay; all images first
     "Plan the retrainings. Raises `InputError`."
+    _check_plan(rules, seeds, fractions, reference)
     train = frame.index[frame.split == 'train']
     scores, equal = _check_scores(pd.DataFrame(scores), train), pd.Series(0., train)
     grid = [('all', 'all', 'all', 0., seed, train) for seed in seeds]
@@ -237,13 +254,34 @@ def _retraining_name(
     baseline:Checkpoint,
     seed:int,
     epochs:int,
+    data:Data,
 ) -> str: # twelve hexadecimal digits
     "Name a retraining by what goes into it."
     recipe = baseline.recipe()._replace(epochs=int(epochs), loss=baseline.facts['loss'])
-    same = [baseline.facts['data'], baseline.facts['image_size'], recipe._asdict()]
+    same = [data.fingerprint, baseline.facts['image_size'], recipe._asdict()]
     return _digest([*same, int(seed), sorted(kept)])
 
 # %% ../../nbs/6_evidence/03_subsets.ipynb #b833323c
+_BUSY = 'another process trains it' # to come back to
+
+def _read_row(path:Path) -> dict|None: # path without suffix
+    "Read what is kept of a retraining; what is damaged counts as absent."
+    row, again = path.with_suffix('.json'), 'it is made again'
+    if not row.is_file(): return None
+    try:
+        _read_table(path.with_suffix('.parquet'), again)
+        return json.loads(_check(row, remedy=again).read_text())
+    except DamagedFile as error: return _warn(str(error))
+    except ValueError as error: return _warn(f'{row} is damaged ({error}): {again}.')
+
+def _keep_row(path:Path, row:dict, probabilities:pd.DataFrame) -> None:
+    "Write a row and the test images' probabilities; what went wrong before is forgotten."
+    _remove_parts(path.parent, f'{path.name}.*')
+    _write_whole(path.with_suffix('.parquet'), probabilities.to_parquet, checksum=True)
+    _write_whole(path.with_suffix('.json'), json.dumps(row), checksum=True) # last: complete
+    path.with_suffix('.error').unlink(missing_ok=True)
+
+# %% ../../nbs/6_evidence/03_subsets.ipynb #d340b88d
 def _retrain_subset(
     path:Path, # without suffix: `….json` and `….parquet` are written, or `….error`
     baseline:Checkpoint,
@@ -251,22 +289,40 @@ def _retrain_subset(
     kept:pd.Index,
     seed:int,
     epochs:int,
+    wait:bool=True, # for another process that trains it; else return `_BUSY`
 ) -> str|None: # what went wrong, if anything
-    "Retrain once, and keep the row and the test images' probabilities."
-    start, failed = time.perf_counter(), path.with_suffix('.error')
-    try: logits = _subset_logits(baseline, data, kept, seed, epochs, path.parent / 'logits')
+    "Retrain once, in this process alone, and keep the row; or find that it is kept."
+    lock = FileLock(path.parent / 'logits' / f'.{path.name}.lock')
+    try:
+        with _writing(path):
+            Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+            if not _acquire(lock, -1 if wait else 0): return _BUSY
+        if _read_row(path) is None: _make_row(path, baseline, data, kept, seed, epochs)
     except Exception as error:
-        _write_whole(failed, traceback.format_exc())
+        with suppress(InputError):
+            _write_whole(path.with_suffix('.error'), traceback.format_exc())
         return str(error) if isinstance(error, InputError) else repr(error)
-    results, probabilities = _evaluate_logits(logits, data)
+    finally: lock.release()
+
+def _make_row(path:Path, baseline:Checkpoint, data:Data, kept:pd.Index, seed:int, epochs:int):
+    "Retrain once, and keep the row."
+    start, logits = time.perf_counter(), path.parent / 'logits'
+    with _alone(): found = _subset_logits(baseline, data, kept, seed, epochs, logits)
+    results, probabilities = _evaluate_logits(found, data)
     steps = epochs * _count_steps(len(kept), baseline.facts['batch_size'])
-    row = dict(images=len(kept), epochs=epochs, steps=steps, best_epoch=logits.attrs['epoch'])
+    row = dict(images=len(kept), epochs=epochs, steps=steps, best_epoch=found.attrs['epoch'])
     row |= results | dict(seconds=round(time.perf_counter() - start, 1))
-    _write_whole(path.with_suffix('.parquet'), probabilities.to_parquet)
-    _write_whole(path.with_suffix('.json'), json.dumps(row)) # last: the row is complete
-    failed.unlink(missing_ok=True)
+    _keep_row(path, row, probabilities)
 
 # %% ../../nbs/6_evidence/03_subsets.ipynb #sub049
+def _retrain_free(jobs, baseline, data, executor, wait:bool) -> dict: # path -> what went wrong
+    "Do the retrainings that no other process does, or wait for it."
+    calls = [(path, baseline, data, job.kept, int(job.seed), int(job.epochs), wait)
+             for path, job in jobs.iterrows()]
+    images = jobs.kept.map(len) * jobs.epochs
+    errors = run_side_by_side(_retrain_subset, calls, 'retrainings', executor, images)
+    return dict(zip(jobs.index, errors))
+
 def _retrain_all(
     jobs:pd.DataFrame, # index: path without suffix; columns `_LABELS`, `kept`, `epochs`
     baseline:Checkpoint,
@@ -274,11 +330,10 @@ def _retrain_all(
     executor:Executor|None=None,
 ) -> None:
     "Do all retrainings. Raises `InputError` that names one that failed, after all have ended."
-    calls = [(path, baseline, data, job.kept, int(job.seed), int(job.epochs))
-             for path, job in jobs.iterrows()]
-    images = jobs.kept.map(len) * jobs.epochs
-    errors = run_side_by_side(_retrain_subset, calls, 'retrainings', executor, images)
-    failed = {path: error for path, error in zip(jobs.index, errors) if error}
+    failed = _retrain_free(jobs, baseline, data, executor, False)
+    busy = [path for path, error in failed.items() if error == _BUSY]
+    if busy: failed |= _retrain_free(jobs.loc[busy], baseline, data, executor, True)
+    failed = {path: error for path, error in failed.items() if error}
     if not failed: return
     path, error = next(iter(failed.items()))
     job = jobs.loc[path]
@@ -288,6 +343,18 @@ def _retrain_all(
                      f'{name}: {error} (see {path}.error)')
 
 # %% ../../nbs/6_evidence/03_subsets.ipynb #sub051
+def _check_grid(grid:pd.DataFrame, data:Data) -> None:
+    "Raise `InputError` unless a plan is one of this data."
+    absent = {*_LABELS, 'kept'} - {*grid}
+    if absent or not len(grid):
+        lacks = ', '.join(sorted(absent)) or 'all'
+        raise InputError(f'The plan of {len(grid)} rows lacks {lacks}: give one as from '
+                         'subset_grid(...).')
+    for kept in grid.kept:
+        for stranger in pd.Index(kept).difference(data.train.index)[:1]:
+            raise InputError(f'{stranger} is no training image of this data: plan with its '
+                             'frame, subset_grid(scores, data.frame).')
+
 def run_subsets(
     checkpoints:str|Path, # of the baseline run, whose recipe is followed
     data:Data,
@@ -299,13 +366,15 @@ def run_subsets(
     "Retrain on every subset that is not done yet; return all rows. Raises `InputError`."
     baseline, out, images = list_checkpoints(checkpoints)[0], project_path(out), len(data.train)
     _check_data(baseline, data)
+    _check_grid(grid, data)
     epochs = [_budget_epochs(len(kept), images, baseline.facts, budget) for kept in grid.kept]
-    paths = [out / _retraining_name(kept, baseline, seed, n)
+    paths = [out / _retraining_name(kept, baseline, seed, n, data)
              for kept, seed, n in zip(grid.kept, grid.seed, epochs)]
     jobs = grid.assign(epochs=epochs).set_index(pd.Index(paths, dtype=object))
-    jobs = jobs[[not path.with_suffix('.json').is_file() for path in paths]]
-    if len(jobs): _retrain_all(jobs[~jobs.index.duplicated()], baseline, data, executor)
-    results = [json.loads(path.with_suffix('.json').read_text()) | {'retrained': str(path)}
-               for path in paths]
-    rows = grid[_LABELS].reset_index(drop=True).assign(budget=budget)
-    return rows.join(pd.DataFrame(results))
+    jobs = jobs[~jobs.index.duplicated()]
+    jobs = jobs[[_read_row(path) is None for path in jobs.index]]
+    if len(jobs): _retrain_all(jobs, baseline, data, executor)
+    join_processes().wait() # all rows are there
+    results = pd.DataFrame([_read_row(path) or {} for path in paths])
+    rows = grid[_LABELS].reset_index(drop=True).assign(budget=budget).join(results)
+    return rows.assign(retrained=[str(path) for path in paths])

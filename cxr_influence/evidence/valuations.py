@@ -9,6 +9,7 @@ __all__ = ['VALUATIONS', 'label_error_scores', 'aum', 'forgetting', 'el2n', 'sta
 
 # %% ../../nbs/6_evidence/02_valuations.ipynb #bl-imports
 import math, time, warnings
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,8 @@ from ..training.checkpoints import list_checkpoints
 from ..training.distributed import join_processes
 from ..training.loop import predict
 from ..training.networks import best_device, _head_name, weights_checksum
-from cxr_influence.attribution.scoring import (_check_scorable, influence,
-    score_checkpoint, _write_scores)
+from ..attribution.scoring import (_check_scorable, _hold, influence,
+    _remove_parts, score_checkpoint, _write_scores)
 from .retraining import retrain, without
 
 # %% ../../nbs/6_evidence/02_valuations.ipynb #bl-cleanlab
@@ -203,6 +204,7 @@ def gradient_norms(
 ) -> pd.DataFrame: # `grand`
     "GraNd: the mean norm of each image's gradient (Paul et al. 2021, section 2)."
     run, scores = list_checkpoints(checkpoints), Path(out) / _SCORES
+    _check_scorable(run, data)
     early = _early_count(run) if early is None else early
     if not 1 <= early <= len(run):
         raise InputError(f'early is {early}: give 1 to {len(run)}, the number of checkpoints.')
@@ -211,6 +213,12 @@ def gradient_norms(
     return pd.DataFrame({'grand': sum(part.self_influence.pow(.5) for part in parts) / early})
 
 # %% ../../nbs/6_evidence/02_valuations.ipynb #bl-folds
+def _check_folds(frame:pd.DataFrame, folds:int) -> None:
+    patients = frame.patient[frame.split == 'train'].nunique()
+    if not isinstance(folds, Integral) or not 2 <= folds <= patients:
+        raise InputError(f'folds is {folds}: give 2 to {patients}, the number of training '
+                         'patients.')
+
 def _patient_folds(
     frame:pd.DataFrame,
     folds:int=5,
@@ -218,9 +226,7 @@ def _patient_folds(
 ) -> np.ndarray: # (n,) fold of each training image, from 0; -1 for the other images
     "Split training patients into folds, stratified by finding. Raises `InputError`."
     train, patients = frame[frame.split == 'train'], frame.patient[frame.split == 'train']
-    if not 2 <= folds <= patients.nunique():
-        raise InputError(f'folds is {folds}: give 2 to {patients.nunique()}, the number of '
-                         'training patients.')
+    _check_folds(frame, folds)
     present = train[list(FINDINGS)].fillna(0)
     order = present.sum().sort_values().index # rarest first
     rarest = present[order].assign(none=1).to_numpy().argmax(1) # of an image's findings
@@ -430,12 +436,17 @@ def valuations(
     names = _check_names(VALUATIONS.index[VALUATIONS.default] if names is None else names)
     run, out = list_checkpoints(checkpoints), Path(out)
     _check_scorable(run, data)
-    parts = _parts(checkpoints, data, out, folds, seed, device)
-    table, seconds = _gather(names, parts)
+    if 'confident' in names: _check_folds(data.frame, folds)
+    processes = join_processes(device)
     facts = {'checkpoints': [str(checkpoint.folder) for checkpoint in run],
              'data': data.fingerprint, 'folds': folds, 'early': _early_count(run),
-             'neighbours': _NEIGHBOURS, 'seed': seed, 'seconds': seconds}
-    if join_processes(device).main: _write_scores(table, out / 'valuations.csv', facts)
+             'neighbours': _NEIGHBOURS, 'seed': seed}
+    with _hold(out / 'valuations', processes):
+        if processes.main: _remove_parts(out, 'knn_shapley.parquet', 'logits/*.parquet')
+        parts = _parts(checkpoints, data, out, folds, seed, device)
+        table, facts['seconds'] = _gather(names, parts)
+        if processes.main: _write_scores(table, out / 'valuations.csv', facts)
+    processes.wait()
     return table
 
 # %% ../../nbs/6_evidence/02_valuations.ipynb #bl-average

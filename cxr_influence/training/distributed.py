@@ -7,10 +7,13 @@ __all__ = ['Processes', 'join_processes']
 
 # %% ../../nbs/4_training/03_distributed.ipynb #c35b2234
 import os
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
 import torch.distributed
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -33,27 +36,44 @@ class Processes(NamedTuple):
         from accelerate.utils import reduce
         return reduce(value, 'sum')
 
-    def gather(self, values:list) -> list: # those of all processes, in their order
-        if self.count == 1: return values
-        from accelerate.utils import gather_object
-        return gather_object(values)
+# %% ../../nbs/4_training/03_distributed.ipynb #5c1f0a11
+@patch
+def gather(self:Processes, values:list) -> list: # those of all processes, in their order
+    if self.count == 1: return values
+    from accelerate.utils import gather_object
+    return gather_object(values)
 
-    def wait(self) -> None: # until all are here
-        if self.count == 1: return
-        from accelerate import PartialState
-        PartialState().wait_for_everyone()
+@patch
+def from_main(self:Processes, value): # the main process's value, in every process
+    return self.gather([value])[0]
+
+@patch
+def wait(self:Processes) -> None: # until all are here
+    if self.count == 1: return
+    from accelerate import PartialState
+    PartialState().wait_for_everyone()
 
 # %% ../../nbs/4_training/03_distributed.ipynb #f6644087
+_ALONE = ContextVar('_ALONE', default=False)
+
 def join_processes(
     device=None, # of a process that is alone; the accelerator if there is one
 ) -> Processes:
     "Join the processes that a launcher of Accelerate or `torchrun` started with this one."
-    if 'LOCAL_RANK' not in os.environ:
+    if 'LOCAL_RANK' not in os.environ or _ALONE.get():
         return Processes(device=torch.device(device or best_device()))
     from accelerate import PartialState
     state = PartialState(cpu=not torch.accelerator.is_available())
     device = torch.device('cpu') if state.device.type == 'cpu' else state.device
     return Processes(state.process_index, state.num_processes, device)
+
+# %% ../../nbs/4_training/03_distributed.ipynb #5c1f0a21
+@contextmanager
+def _alone():
+    "Let this process train and predict by itself, on its own device."
+    before = _ALONE.set(True)
+    try: yield
+    finally: _ALONE.reset(before)
 
 # %% ../../nbs/4_training/03_distributed.ipynb #c0fd0ec2
 class _SumOverAll(torch.autograd.Function):

@@ -252,7 +252,7 @@ def _describe_data(facts:dict, data:Data|None) -> dict: # heading -> Markdown
         apart = 'Every patient is in one split.' if _patients_known(data) else \
                 'Whether a patient is in one split only: not stated.'
         splits = f'{_markdown_table(describe_splits(data.frame))}\n\n{apart}'
-    source = {'data': kind, 'fingerprint of names, labels and splits': facts['data']}
+    source = {'data': kind, 'fingerprint of labels and pixels': facts['data']}
     labels = _LABELS.get(kind, _MINED) + ' Scores measure agreement with these labels.'
     return {'Data source': _listing(source), 'Eligibility': eligible,
             'Ground truth': labels, 'Data partitions': splits}
@@ -336,7 +336,7 @@ def _check_card(facts:dict, table:pd.DataFrame, data:Data|None, added:dict) -> N
     if 'auroc' not in table or not set(FINDINGS) & set(table.index):
         raise InputError('The table has no column auroc with findings as its index: '
                          'give the one from evaluate.')
-    if data and data.fingerprint != facts['data']:
+    if data and not data.matches(facts['data']):
         raise InputError(f'The images are other data ({data.fingerprint}) than the checkpoint '
                          f'was trained on ({facts["data"]}): read its folder, with the same n '
                          'and seed.')

@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 import torchvision
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from ..data.batches import MEAN, STD
 from ..data.labels import FINDINGS
 from ..data.files import InputError
+from ..data.tables import _check_unpacked
 
 # %% ../../nbs/4_training/02_networks.ipynb #3e838fb9
 def _head_name(
@@ -86,14 +87,23 @@ def _read_state(
     path = Path(path)
     if not path.is_file():
         raise InputError(f'No weights at {path}: give a .safetensors or .pth file.')
+    _check_unpacked(path)
     try:
         if path.suffix == '.safetensors': return load_file(path)
         state = torch.load(path, map_location='cpu', weights_only=True)
-        return state.get('state_dict', state)
+        return _tensors_of(state)
     except Exception as error:
         raise InputError(f'{path} is not a file of weights that is safe to read '
                          f'({type(error).__name__}): save the state dict with safetensors.'
                          ) from None
+
+def _tensors_of(state:dict) -> dict: # name -> tensor
+    "Take a state dict, plain or in a training checkpoint. Raises `TypeError` for another thing."
+    state = state.get('state_dict', state)
+    for name, tensor in state.items():
+        dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided
+        if not (isinstance(name, str) and dense) or tensor.is_meta: raise TypeError(name)
+    return state
 
 # %% ../../nbs/4_training/02_networks.ipynb #e88579fd
 def _load_state(

@@ -6,7 +6,7 @@
 __all__ = ['read_history', 'fit']
 
 # %% ../../nbs/4_training/06_resume.ipynb #529f15bb
-import json, shutil, signal, sys, threading, time
+import itertools, json, shutil, signal, sys, tempfile, threading, time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,13 +19,13 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ..data.batches import Data
-from ..data.files import InputError, _write_whole
+from ..data.files import DamagedFile, InputError, _warn, _write_whole, _writing
 from ..data.splits import check_splits
-from cxr_influence.training.checkpoints import (Checkpoint, Recipe, _check_recipe,
-    list_checkpoints, save_checkpoint)
+from .checkpoints import (Checkpoint, Recipe, _check_recipe,
+    _state_files, list_checkpoints, save_checkpoint)
 from .distributed import Processes, join_processes
 from .loop import _run_settings, _Training
-from .networks import _load_state, _read_state
+from .networks import _load_state
 
 # %% ../../nbs/4_training/06_resume.ipynb #090bf81d
 @patch
@@ -47,10 +47,20 @@ def _save(self:_Training,
 ) -> None:
     "Write a checkpoint. Raises `InputError` if the disk is full."
     if self.processes.main:
+        if folder.exists(): _set_aside(folder) # without its facts it is of no use
         average = self.predictor if self.averaged else None
         facts = self._facts() | facts
         save_checkpoint(folder, self.model, self.optimizer, facts, average, name)
     self.processes.wait()
+
+# %% ../../nbs/4_training/06_resume.ipynb #cksum001
+def _set_aside(folder:Path) -> None:
+    "Rename the folder of a damaged state, so that it is made again. Raises `InputError`."
+    aside = folder.with_suffix('.damaged')
+    with _writing(folder):
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    _warn(f'{folder} is damaged: it is trained again. What was there is now {aside.name}.')
 
 # %% ../../nbs/4_training/06_resume.ipynb #2d8a953e
 _NO_SUMS = dict(loss=0., rate=0., seconds=0.) # at the beginning of an epoch
@@ -58,14 +68,14 @@ _NO_SUMS = dict(loss=0., rate=0., seconds=0.) # at the beginning of an epoch
 @patch
 def _restore(self:_Training, state:Checkpoint) -> None:
     "Take weights, moments, average and counts from a state of this run."
-    facts, moments, folder = state.facts, state.moments(), state.folder
-    _load_state(self.model, _read_state(folder / 'model.safetensors'), str(folder))
+    facts, moments, source = state.facts, state.moments(), str(state.folder)
+    _load_state(self.model, state._tensors('model.safetensors'), source)
     for name, p in self.model.named_parameters():
         self.optimizer.state[p] = {'step': torch.tensor(float(facts['updates']))} | {
             key: torch.empty_like(p).copy_(moments[f'{name}.{key}'])
             for key in ['exp_avg', 'exp_avg_sq']}
     if self.averaged:
-        _load_state(self.predictor, _read_state(folder / 'average.safetensors'), str(folder))
+        _load_state(self.predictor, state._tensors('average.safetensors'), source)
         self.averaged.n_averaged.fill_(facts['step'])
     self.scaler.load_state_dict(facts['scaler'])
     self.step, self.epochs = facts['step'], facts['epoch']
@@ -87,28 +97,55 @@ def _remove_unfinished(out:Path, keep:Path|None=None) -> None:
         if folder != keep: shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../../nbs/4_training/06_resume.ipynb #b0c645c0
-def _last_state(
+def _find_states(
     out:Path, # the run's folder
     run:dict, # the settings wanted
+    processes:Processes=Processes(),
+) -> list: # of `Checkpoint`
+    "Open a run's whole states. Raises `InputError` if its settings or data are others."
+    whole, damaged = [], []
+    for path in _state_files(out, 'unfinished.json') + _state_files(out, 'checkpoint.json'):
+        try: state = Checkpoint(path.parent, path.name)
+        except DamagedFile: state = None
+        if state and state._is_whole(): whole.append(state)
+        else: damaged.append(path.parent)
+    if whole: _check_same_run(_newest(whole, whole[-1].facts['epoch']), out, run)
+    processes.wait() # all have looked before anything is moved
+    if processes.main:
+        for folder in damaged: _set_aside(folder)
+    return whole
+
+# %% ../../nbs/4_training/06_resume.ipynb #cksum006
+def _check_same_run(state:Checkpoint, out:Path, run:dict) -> None:
+    "Raise `InputError` if a state is of other settings or data."
+    facts, wanted = state.facts, json.loads(json.dumps(run))
+    labels = wanted['data'].partition('-')[0] # all that earlier versions noted of the data
+    if facts['data'] == labels: wanted['data'] = labels
+    if differ := ', '.join(name for name in wanted if facts.get(name) != wanted[name]):
+        raise InputError(f'{out} holds checkpoints of another run ({differ} differ): '
+                         'choose another folder or delete it.')
+
+# %% ../../nbs/4_training/06_resume.ipynb #cksum002
+def _is_checkpoint(state:Checkpoint) -> bool: return 'sums' not in state.facts
+
+def _newest(
+    states:list, # of `Checkpoint`
+    reached:int=0, # epochs that need not be there
 ) -> Checkpoint|None:
-    "Find a run's newest state. Raises `InputError` if its settings or data are others."
-    found = [Checkpoint(path.parent, path.name) for name in ['unfinished', 'checkpoint']
-             for path in out.glob(f'*/{name}.json') if path.parent.suffix != '.part']
-    if not found: return None
-    last = max(found, key=lambda state: (state.facts['step'], state.facts['epoch']))
-    wanted = json.loads(json.dumps(run))
-    differ = ', '.join(name for name in wanted if last.facts.get(name) != wanted[name])
-    if not differ: return last
-    raise InputError(f'{out} holds checkpoints of another run ({differ} differ): '
-                     'choose another folder or delete it.')
+    "Find the newest state before the first epoch whose checkpoint is missing."
+    there = {state.facts['epoch'] for state in states if _is_checkpoint(state)}
+    gap = next(epoch for epoch in itertools.count(reached + 1) if epoch not in there)
+    def age(state): return state.facts['step'], state.facts['epoch']
+    return max((one for one in states if one.facts['epoch'] < gap), key=age, default=None)
 
 def _start_or_resume(
     data:Data, out:Path, run:dict, processes:Processes, compile:bool=False,
 ) -> _Training:
     "Start a run, or restore its newest state."
-    last = _last_state(out, run)
+    states = _find_states(out, run, processes)
+    last = _newest(states)
     training = _Training(data, run, processes, 'random' if last else None, compile)
-    training.sums = dict(_NO_SUMS)
+    training.sums, training.states = dict(_NO_SUMS), [*filter(_is_checkpoint, states)]
     if last: training._restore(last)
     return training
 
@@ -221,28 +258,29 @@ def _hold_folder(out:Path, processes:Processes):
         raise InputError(f'This process already trains in {out}: choose another folder.')
     lock = FileLock(out.with_name(f'.{out.name}.lock'))
     try:
-        if processes.main: out.parent.mkdir(parents=True, exist_ok=True)
-        _wait_for(lock, out, processes)
-        if processes.main: out.mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(f'{out} cannot be written ({error}): choose another folder.') from None
-    _HELD.add(mine)
-    try: yield
+        with _writing(out):
+            if processes.main: out.parent.mkdir(parents=True, exist_ok=True)
+            _wait_for(lock, out, processes)
+            if processes.main:
+                out.mkdir(exist_ok=True)
+                tempfile.TemporaryFile(dir=out).close() # it can be written
+        _HELD.add(mine)
+        yield
     finally:
-        _HELD.remove(mine)
-        if processes.main:
+        _HELD.discard(mine)
+        if lock.is_locked:
             with suppress(OSError): out.rmdir() # of no use if empty
         lock.release()
 
 # %% ../../nbs/4_training/06_resume.ipynb #3046b90b
-def _wait_for(lock:FileLock, out:Path, processes:Processes) -> None:
+def _wait_for(lock:FileLock, out:Path, processes:Processes, does:str='trains in') -> None:
     "Acquire a lock in the main process; the others wait with it."
     device, patience = processes.device, 0
     while True:
         held = processes.main and _acquire(lock, patience)
         if processes.total(torch.tensor(float(held), device=device)) > 0: return
         if processes.main and not patience:
-            print(f'Another process trains in {out}: waiting for it.', file=sys.stderr)
+            print(f'Another process {does} {out}: waiting for it.', file=sys.stderr)
         patience = 60 # the others would not wait for ever
 
 def _acquire(lock:FileLock, seconds:float) -> bool: # whether it is held now
@@ -266,6 +304,24 @@ def _check_settings(
                          f'batch of fewer than {least}: give more images, or another '
                          'batch_size.')
 
+# %% ../../nbs/4_training/06_resume.ipynb #cksum003
+def _is_complete(out:Path, run:dict) -> bool:
+    "Whether a run has all checkpoints and its history, and nothing to clear away."
+    if not (out / 'history.csv').is_file() or _state_files(out, 'unfinished.json'): return False
+    try:
+        states = list_checkpoints(out)
+        for state in states: _check_same_run(state, out, run)
+    except InputError: return False # the run that begins now will say why
+    epochs = [state.facts['epoch'] for state in states]
+    return epochs == [*range(1, run['epochs'] + 1)] and all(one._is_whole() for one in states)
+
+@patch
+def _catch_up(self:_Training, bar:tqdm) -> None:
+    "Restore the newest checkpoint, if a missing epoch before it has just been made again."
+    newest, before = _newest(self.states, self.epochs), self._seen
+    if newest and newest.facts['step'] > self.step: self._restore(newest)
+    bar.update(self._seen - before)
+
 # %% ../../nbs/4_training/06_resume.ipynb #cc158ec2
 def fit(
     data:Data,
@@ -280,12 +336,14 @@ def fit(
     processes, out = join_processes(device), Path(out)
     _check_settings(data, recipe, processes)
     run = _run_settings(data, recipe, seed, processes.device)
+    if _is_complete(out, run): return read_history(out)
     with _hold_folder(out, processes), _keep_generators(processes), _note_signals() as noted:
         training = _start_or_resume(data, out, run, processes, recipe.compile)
         with training._progress() as bar:
             while training.epochs < recipe.epochs:
                 training._train_epoch(out, bar, noted, save_minutes)
                 training._end_epoch(out, bar)
+                training._catch_up(bar)
                 if after_epoch and processes.main: after_epoch(read_history(out))
         if processes.main: _write_history(out)
     return read_history(out)
@@ -296,10 +354,13 @@ def _keep_generators(processes:Processes): # a context
     device = processes.device
     return torch.random.fork_rng([device] if device.type == 'cuda' else [])
 
+@patch(as_prop=True)
+def _seen(self:_Training) -> int: # images
+    return self.epochs * len(self.rows) + sum(self.sizes[:self.done])
+
 @patch
 def _progress(self:_Training) -> tqdm:
     "One bar for all epochs, of images."
     images, quiet = len(self.rows), {} if self.processes.main else {'disable': True}
-    seen = self.epochs * images + sum(self.sizes[:self.done])
-    return tqdm(total=images * self.run['epochs'], initial=seen, desc='training', unit='image',
-                leave=False, **quiet)
+    return tqdm(total=images * self.run['epochs'], initial=self._seen, desc='training',
+                unit='image', leave=False, **quiet)
