@@ -19,5 +19,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'evidence.subsets': ['run_subsets'],
     'evidence.comparison': ['compare'],
     'evidence.figures': ['show_extremes'],
-    'runs.runs': ['run', 'sweep'],
+    'runs.runs': ['run', 'repeat'],
+    'runs.sweeps': ['sweep', 'collect'],
 })
