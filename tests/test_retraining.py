@@ -30,6 +30,7 @@ def test_images_left_out_change_their_split_and_nothing_else(data, rng):
     assert part.frame.drop(columns='split').equals(data.frame.drop(columns='split')) and part.store is data.store
     assert without(data, []).fingerprint == data.fingerprint
     assert without(without(data, names[:5]), names[5:]).fingerprint == part.fingerprint
+    assert without(data, names[0]).fingerprint == without(data, names[:1]).fingerprint # one name as text
 
 def test_names_that_are_not_of_training_images(data):
     with refused('2 of 3 names', 'data.train.index'): without(data, ['a.png', data.test.index[0], data.train.index[0]])

@@ -30,10 +30,10 @@ from ..training.networks import best_device
 # %% ../../nbs/6_evidence/01_retraining.ipynb #retr0008
 def without(
     data:Data,
-    images, # names of training images
+    images, # names of training images, or one name
 ) -> Data: # the same images, of which these are in no split
     "Leave training images out. Raises `InputError` if a name is not that of a training image."
-    images = pd.Index(images)
+    images = pd.Index([images] if isinstance(images, str) else images)
     unknown = images.difference(data.train.index)
     if len(unknown):
         raise InputError(f'{len(unknown)} of {len(images)} names are not those of training '
