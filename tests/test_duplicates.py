@@ -15,6 +15,10 @@ from cxr_influence.data.nih import read_nih
 from cxr_influence.data.store import decode
 from cxr_influence.phantom.dataset import make_phantom, read_truth
 
+class Store(SimpleNamespace):
+    "Pixels in memory, read as a store's."
+    def __getitem__(self, rows): return self.pixels[rows]
+
 def jpeg(pixels):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, 'JPEG', quality=40)
@@ -40,7 +44,7 @@ def plant(clean, change, rows, split='test'):
     both = pd.concat([frame, copies])
     both.index.name = 'image'
     pixels = np.concatenate([store.pixels, np.stack([change(store.pixels[row]) for row in rows])])
-    return Data(both, SimpleNamespace(pixels=pixels, names=both.index, size=128))
+    return Data(both, Store(pixels=pixels, names=both.index, size=128))
 
 @pytest.mark.parametrize('change', CHANGES)
 def test_a_planted_copy_is_found_and_comes_first(clean, change):
@@ -71,7 +75,7 @@ def test_the_order_of_alarm(clean):
     pixels = np.concatenate([copies['test'].store.pixels, copies['train'].store.pixels[-1:]])
     follow_up = both.iloc[[row]].rename(index=lambda name: 'follow_up.png').assign(Mass=1 - both.Mass.iloc[row])
     both, pixels = pd.concat([both, follow_up]), np.concatenate([pixels, pixels[[row]]])
-    found = find_duplicates(Data(both, SimpleNamespace(pixels=pixels, names=both.index, size=128)))
+    found = find_duplicates(Data(both, Store(pixels=pixels, names=both.index, size=128)))
     kinds = list(zip(found.split != found.other_split, found.same_patient))
     assert kinds[:6] == [(True, False)]*2 + [(True, True)] + [(False, False)]*2 + [(False, True)]
     assert (found.kind[:6] == 'identical').all()
@@ -116,7 +120,7 @@ def test_a_store_of_other_images_is_refused(clean):
 
 def test_nothing_found_is_an_empty_table_with_its_columns(clean):
     frame, store = clean.frame, clean.store
-    few = SimpleNamespace(pixels=store.pixels[[0, 60]], names=frame.index[[0, 60]], size=128)
+    few = Store(pixels=store.pixels[[0, 60]], names=frame.index[[0, 60]], size=128)
     found = find_duplicates(Data(frame.iloc[[0, 60]], few))
     assert not len(found) and {'image', 'other', 'kind', 'difference', 'same_patient'} <= set(found.columns)
 

@@ -137,14 +137,17 @@ def slowly(frame, root, out): # blocks of 8, some milliseconds an image
 def test_killed_at_any_moment_it_resumes_and_ends_in_the_same_bytes(phantom, wanted, tmp_path, monkeypatch):
     frame, expected = wanted
     monkeypatch.setattr(stores, '_BLOCK_BYTES', SIZE**2 * 8) # eight images
-    rng, out, seen = random.Random(os.urandom(8)), tmp_path/'store', []
+    rng, out, seen, journal = random.Random(os.urandom(8)), tmp_path/'store', [0], tmp_path/'store.part/journal.csv'
+    def noted():
+        try: return max(journal.read_text().count('\n') - 1, 0)
+        except FileNotFoundError: return len(frame) * (out.exists() or (tmp_path/'store.part/store.json').exists())
     for _ in range(20):
-        process = in_child(slowly, frame, phantom, out)
-        time.sleep(rng.uniform(.02, .25))
-        os.kill(process.pid, signal.SIGKILL)
+        process, target = in_child(slowly, frame, phantom, out), seen[-1] + rng.randrange(30)
+        while process.is_alive() and noted() < target: time.sleep(.001)
+        time.sleep(rng.uniform(0, .02))
+        process.kill()
         process.join()
-        journal = tmp_path/'store.part/journal.csv'
-        seen.append(len(journal.read_text().splitlines()) - 1 if journal.exists() and journal.stat().st_size else len(frame) * out.exists())
+        seen.append(noted())
     assert any(0 < count < len(frame) for count in seen) and seen == sorted(seen) # killed in the middle; nothing is lost
     store = decode(frame, phantom, SIZE, out)
     assert same(store, expected) and (out/'pixels.npy').read_bytes() == (expected.folder/'pixels.npy').read_bytes()
