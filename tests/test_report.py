@@ -273,6 +273,14 @@ def test_a_sweep_is_one_chapter_with_a_row_per_run(tmp_path, rng):
     assert [row.th.get_text() for row in table.tbody.find_all('tr')] == [f'seed {seed}' for seed in range(6)]
     assert len(soup.find_all('h3', string=re.compile('Test results'))) == 4
 
+@pytest.mark.parametrize('first, second', [({}, {}), (dict(fractions=[.1]), dict(fractions=[.3])), (dict(budget='epochs'), dict(budget='steps')),
+                                           (dict(mode='remove', fractions=[.1], budget='steps'), dict(mode='select', fractions=[.1], budget='epochs'))])
+def test_two_runs_of_one_kind_have_headings_of_their_own(tmp_path, rng, first, second):
+    pair = [subsets(tmp_path/f'subsets/run-{number}', rng, one.get('mode', 'remove'), parameters=dict(mode='remove') | one)
+            for number, one in enumerate([first, second])]
+    titles = [title.get_text() for title in sound(page(pair, tmp_path)).find_all('h3') if 'Subsets' in title.get_text()]
+    assert len(set(titles)) == 2 and not any('mode' in title or ', )' in title for title in titles)
+
 def test_tables_are_files_inside_or_beside(study, tmp_path, rng, monkeypatch):
     monkeypatch.setattr(module, '_EMBEDDED', (study[0]/'history.csv').stat().st_size)
     soup = page(study, tmp_path)
@@ -281,6 +289,14 @@ def test_tables_are_files_inside_or_beside(study, tmp_path, rng, monkeypatch):
     small, large = links['baseline-run-1-history.csv'], links['influence-run-2-influence.csv']
     assert base64.b64decode(small.removeprefix('data:text/csv;base64,')) == (study[0]/'history.csv').read_bytes()
     assert (tmp_path/large).read_bytes() == (study[1]/'influence.csv').read_bytes()
+
+def test_runs_of_nearly_one_name_have_files_of_their_own(tmp_path, rng, monkeypatch):
+    monkeypatch.setattr(module, '_EMBEDDED', 0)
+    folders = [baseline(tmp_path/f'{parent}/baseline/{name}', rng, parameters=dict(learning_rate=name)) for parent, name in
+               [('one', 'learning_rate=1'), ('one', 'learning_rate=-1'), ('two', 'learning_rate=1')]]
+    soup = sound(page(folders, tmp_path))
+    links = [row.a['href'] for row in soup.select('tr[id^=file-]') if 'history' in row['id']]
+    assert [(tmp_path/link).read_bytes() for link in links] == [(folder/'history.csv').read_bytes() for folder in folders]
 
 def test_another_notebook_is_shown_without_its_code(tmp_path):
     pixel = base64.b64encode(b'\x89PNG').decode()
