@@ -1,10 +1,10 @@
-# `make` lists the targets. PYTHON, VENV, DATA, ARGS and NB can be set: make demo DATA=/data/nih PYTHON=python3.12
+# `make` lists the targets. PYTHON, VENV, DATA, ARGS, RUNS and NB can be set: make demo DATA=/data/nih PYTHON=python3.12
 VENV ?= .venv
 PYTHON ?= python3
 BIN = "$(VENV)/bin"
 export PYTHON
 .DEFAULT_GOAL := help
-.PHONY: help env demo test faults lab docs notebooks prepare clean
+.PHONY: help env demo test faults lab docs report notebooks prepare clean
 
 help:       ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -20,9 +20,11 @@ lab: env    ## JupyterLab on the notebooks, for this machine only, with a token;
 	@$(BIN)/jupyter lab nbs --ServerApp.ip=127.0.0.1 $(ARGS)
 docs: env   ## the site, in _docs
 	@$(BIN)/python .ci/docs.py
+report: env ## the manuscript of report/, filled from the runs in RUNS (_runs)
+	@$(BIN)/python .ci/manuscript.py $(RUNS)
 notebooks: env ## run the notebooks again to renew their outputs: all, or NB='nbs/4_training/01_losses.ipynb ...'
 	@$(BIN)/python .ci/notebooks.py $(NB) && $(MAKE) prepare
-prepare: env ## modules, clean notebooks and README.md from the notebooks
-	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(BIN)/python .ci/readme.py
+prepare: env ## modules, clean notebooks, README.md and drawings from the notebooks
+	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(BIN)/python .ci/readme.py && $(BIN)/python nbs/explanations/_drawing.py
 clean:      ## remove what was built (not the environment, not _runs and _data)
 	@rm -rf _docs _proc nbdev.yml .quarto build dist .pytest_cache

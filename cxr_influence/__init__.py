@@ -21,4 +21,5 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'evidence.figures': ['show_extremes'],
     'runs.runs': ['run', 'repeat'],
     'runs.sweeps': ['sweep', 'collect'],
+    'runs.report': ['report'],
 })
