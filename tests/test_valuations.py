@@ -322,14 +322,14 @@ def test_every_score_knows_the_pixels(phantom, data, checkpoints, tmp_path, monk
     monkeypatch.setattr('cxr_influence.attribution.scoring._check_loss', lambda *given: None) # it would refuse: other images
     recipe, names = Recipe('densenet_small', epochs=1, batch_size=32), list(VALUATIONS.index.drop(['random', 'forgetting']))
     query, scores = data.validation.index[:1], pd.Series(range(len(data.train)), data.train.index, name='influence')
-    grid = subset_grid(scores, data.frame, {'select': [.3]}, ['random'], [1])
+    grid = subset_grid(scores, data.frame, {'select': [.3]}, ['random'], [1])[1:]
     def everything(data, run, out):
         with ThreadPoolExecutor(1) as executor: rows = run_subsets(run, data, grid, out/'retrained', 'epochs', executor)
         pairwise(run, data, out/'pairs', query, top=3, matrix=True, device='cpu')
         return {'influence': influence(run, data, out/'influence.csv', device='cpu').influence, 'pairwise': open_pairwise(out/'pairs').iloc[0],
                 **valuations(run, data, out/'valuations', names, folds=2, device='cpu'),
                 'retrain': retrain(data, recipe, 0, data.rows('test'), out/'retrained', device='cpu').iloc[:, 0],
-                'run_subsets': rows.drop(columns=['seconds', 'retrained']).select_dtypes('number').T.squeeze().rename(None)}
+                'run_subsets': rows.drop(columns=['seconds', 'retrained']).select_dtypes('number').iloc[0]}
     old = everything(data, checkpoints, tmp_path/'one')
     again, fresh = everything(other, run, tmp_path/'one'), everything(other, run, tmp_path/'two')
     for name in old:
