@@ -46,7 +46,7 @@ def retrain(workers=None):
     given = data()
     order = [int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) for name in given.train.index]
     seeds = (0, 1) if workers else (0,)
-    grid = subset_grid(pd.Series(order, given.train.index, dtype=float), given.frame, {'remove': [.3]}, ['bottom'], seeds)
+    grid = subset_grid(pd.Series(order, given.train.index, dtype=float), given.frame, {'remove': [.3]}, ['bottom'], seeds, reference=None)
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context('fork')) if workers and workers > 0 else None
     if workers is None: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}) # one core: one after the other, here
     with pool or contextlib.nullcontext():
