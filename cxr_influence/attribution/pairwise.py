@@ -153,7 +153,8 @@ def _map_matrix(path:Path, shape:tuple) -> np.ndarray:
     "Map a matrix into memory, to be read. Raises `DamagedFile`."
     try: matrix = np.load(path, mmap_mode='r')
     except Exception as error: raise DamagedFile(f'{path} is damaged ({error})') from None
-    if matrix.shape == shape and matrix.dtype == '<f4' and matrix.flags.c_contiguous: return matrix
+    alike = matrix.shape == shape and matrix.dtype == '<f4' and matrix.flags.c_contiguous
+    if alike: return matrix
     raise DamagedFile(f'{path} is damaged: {matrix.dtype} of shape {matrix.shape}, not {shape}')
 
 # %% ../../nbs/5_attribution/05_pairwise.ipynb #d5f4e21c
@@ -203,53 +204,7 @@ def _fill_pairs(
             if path: found.attrs['rows'] = _write_rows(path, int(block.stem), products)
             blocks.keep(found, block)
 
-# %% ../../nbs/5_attribution/05_pairwise.ipynb #9ba7ab7d
-def _plan_pairs(
-    checkpoints:list,
-    data:Data,
-    queries:np.ndarray, # row numbers
-    finding:str|None,
-    device:torch.device,
-    layers=None,
-    memory:float=5e8, # bytes for gradients of query images
-    batch_size:int=32,
-) -> tuple: # `_Pairs`, and the number of query images per block
-    "Prepare to score all training images. Raises `InputError` for an unknown finding or layer."
-    if finding is not None: check_finding(finding)
-    _check_count('batch_size', batch_size)
-    if not memory > 0: raise InputError(f'memory is {memory}: give bytes, more than 0.')
-    models, images = [one.model() for one in checkpoints], data.rows('train')
-    names = _chosen_parameters(models[0], layers)
-    sizes = [p.numel() for name, p in models[0].named_parameters() if name in names]
-    loaders = _Loader(data, queries, 8, device), _Loader(data, images, batch_size, device)
-    pairs = _Pairs(checkpoints, models, *loaders, finding, layers)
-    return pairs, _block_size(sum(sizes), memory, len(queries))
-
 # %% ../../nbs/5_attribution/05_pairwise.ipynb #d4ccebe4
-def _score_all_pairs(
-    out:Path, # whose lock is held
-    pairs:_Pairs,
-    size:int, # query images per block
-    top:int,
-    matrix:bool,
-    processes:Processes,
-) -> pd.DataFrame: # the strongest
-    "Score what is not kept, and write the files."
-    path = out / 'pairwise.npy' if matrix else None
-    key, shape = _pairs_key(pairs, [top, matrix, size]), (len(pairs.queries.rows),
-                                                          len(pairs.images.rows))
-    if processes.main:
-        _remove_parts(out, 'pairwise.json', 'strongest.parquet', 'blocks/*.parquet')
-        if matrix: _find_matrix(path, shape)
-    processes.wait()
-    make = partial(_Blocks, out / 'blocks', pairs.queries.rows, size, key, processes)
-    blocks = _find_blocks(make, path, shape) if matrix else make()
-    if processes.main and blocks.missing: _remove(out / 'pairwise.json') # of what was there
-    _fill_pairs(blocks, pairs, top, path)
-    found = blocks.table().reset_index(drop=True)
-    if processes.main: _write_pairs(found, out, pairs, key, path)
-    return found
-
 def _write_pairs(found:pd.DataFrame, out:Path, pairs:_Pairs, key:str, path:Path|None) -> None:
     "Write the strongest pairs, and the names of the matrix's rows and columns."
     names = pairs.images.data.frame.index
@@ -278,11 +233,62 @@ def _find_blocks(
     "Find the blocks that are kept, with their rows in the matrix."
     matrix, damaged = _map_matrix(path, shape), []
     def whole(block, kept):
+        if kept is None: return False
         if _has_rows(matrix, int(block.stem), kept): return True
         damaged.append(block)
     found = blocks(whole=whole)
     if damaged and found.processes.main:
         _warn(f'{path} is damaged in the rows of {len(damaged)} blocks: they are made again.')
+    return found
+
+# %% ../../nbs/5_attribution/05_pairwise.ipynb #9ba7ab7d
+def _plan_pairs(
+    checkpoints:list,
+    data:Data,
+    queries:np.ndarray, # row numbers
+    finding:str|None,
+    device:torch.device,
+    layers=None,
+    memory:float=5e8, # bytes for gradients of query images
+    batch_size:int=32,
+) -> tuple: # `_Pairs`, and the number of query images per block
+    "Prepare to score all training images. Raises `InputError` for an unknown finding or layer."
+    if finding is not None: check_finding(finding)
+    _check_count('batch_size', batch_size)
+    if not memory > 0: raise InputError(f'memory is {memory}: give bytes, more than 0.')
+    models, images = [one.model() for one in checkpoints], data.rows('train')
+    names = _chosen_parameters(models[0], layers)
+    sizes = [p.numel() for name, p in models[0].named_parameters() if name in names]
+    loaders = _Loader(data, queries, 8, device), _Loader(data, images, batch_size, device)
+    pairs = _Pairs(checkpoints, models, *loaders, finding, layers)
+    return pairs, _block_size(sum(sizes), memory, len(queries))
+
+# %% ../../nbs/5_attribution/05_pairwise.ipynb #dca06619
+def _score_all_pairs(
+    out:Path, # whose lock is held
+    pairs:_Pairs,
+    size:int, # query images per block
+    top:int,
+    matrix:bool,
+    processes:Processes,
+) -> pd.DataFrame: # the strongest
+    "Score what is not kept, and write the files."
+    path = out / 'pairwise.npy' if matrix else None
+    key = _pairs_key(pairs, [top, matrix, size])
+    shape = len(pairs.queries.rows), len(pairs.images.rows)
+    if processes.main:
+        _remove_parts(out, 'pairwise.json', 'strongest.parquet', 'blocks/*.parquet')
+        if matrix: _find_matrix(path, shape)
+    processes.wait()
+    make = partial(_Blocks, out / 'blocks', pairs.queries.rows, size, key, processes)
+    blocks = _find_blocks(make, path, shape) if matrix else make()
+    if processes.main and blocks.missing: _remove(out / 'pairwise.json') # of what was there
+    if processes.main and matrix and len(blocks.missing) == len(blocks.rows):
+        _make_matrix(path, shape) # one that is open elsewhere stays as it is
+    processes.wait()
+    _fill_pairs(blocks, pairs, top, path)
+    found = blocks.table().reset_index(drop=True)
+    if processes.main: _write_pairs(found, out, pairs, key, path)
     return found
 
 # %% ../../nbs/5_attribution/05_pairwise.ipynb #b2c66317

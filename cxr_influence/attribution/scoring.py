@@ -273,21 +273,18 @@ class _Blocks:
         size:int, # rows per block
         key:str, # of what makes the tables
         processes:Processes=Processes(), # they share the work
-        whole=lambda path, table: True, # whether a kept table counts
+        whole=lambda path, kept: kept is not None, # whether what is kept counts
     ):
         self.rows = {folder / f'{start:07}.parquet': rows[start:start + size]
                      for start in range(0, len(rows), size)}
         self.key, self.processes = key, processes
-        def counts(path, kept): return kept is not None and whole(path, kept)
-        absent = [path for path in self.rows if not counts(path, _read_kept(path, key))]
+        absent = [path for path in self.rows if not whole(path, _read_kept(path, key))]
         self.missing = sorted(set(processes.gather(absent))) # all have looked
 
     def mine(self) -> dict: # path -> rows, of this process's share of what is missing
         own = self.missing[self.processes.index::self.processes.count]
         return {path: self.rows[path] for path in own}
-
     def keep(self, table:pd.DataFrame, path:Path) -> None: _keep(table, path, key=self.key)
-
     def table(self) -> pd.DataFrame: # of all blocks, when all processes are done
         self.processes.wait()
         return pd.concat([_read_table(path, 'score again') for path in self.rows])

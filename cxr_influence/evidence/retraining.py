@@ -22,7 +22,7 @@ from ..data.batches import Data
 from ..data.files import InputError, _digest, _keep, _read_kept
 from ..data.labels import FINDINGS
 from ..training.checkpoints import Recipe, best_checkpoint, list_checkpoints
-from ..training.distributed import join_processes
+from ..training.distributed import Processes, join_processes
 from ..training.resume import fit
 from ..training.loop import predict
 from ..training.networks import best_device
@@ -55,6 +55,13 @@ def _made_of(
     return [data.fingerprint, data.store.size, settings, int(seed),
             data.frame.index[rows].tolist(), choose_best]
 
+def _keep_best(folder:Path) -> None: # of a run
+    "Delete the checkpoints that are neither the best so far nor the last."
+    found, best = list_checkpoints(folder), best_checkpoint(folder).folder
+    for checkpoint in found[:-1]:
+        if checkpoint.folder != best: shutil.rmtree(checkpoint.folder)
+
+# %% ../../nbs/6_evidence/01_retraining.ipynb #db07f435
 def _check_rows(rows, data:Data) -> np.ndarray:
     "Raise `InputError` unless rows are numbers of rows, at least one."
     rows = np.asarray(rows)
@@ -63,11 +70,10 @@ def _check_rows(rows, data:Data) -> np.ndarray:
     raise InputError(f'rows are {rows!r:.200}: give row numbers from 0 to {len(data) - 1}, '
                      "as from data.rows('test').")
 
-def _keep_best(folder:Path) -> None: # of a run
-    "Delete the checkpoints that are neither the best so far nor the last."
-    found, best = list_checkpoints(folder), best_checkpoint(folder).folder
-    for checkpoint in found[:-1]:
-        if checkpoint.folder != best: shutil.rmtree(checkpoint.folder)
+def _kept_by_all(path:Path, key:str, processes:Processes) -> pd.DataFrame|None:
+    "Read what is kept, if all processes can."
+    table = _read_kept(path, key)
+    return table if all(processes.gather([table is not None])) else None
 
 # %% ../../nbs/6_evidence/01_retraining.ipynb #retr0016
 def _train_and_predict(
@@ -104,17 +110,13 @@ def retrain(
     rows, processes = _check_rows(rows, data), join_processes(device)
     key = _digest(_made_of(data, recipe, seed, rows, choose_best))
     path, folder = Path(out) / f'{key}.parquet', Path(out) / key
-    def kept(): # or None, in all processes
-        table = _read_kept(path, key)
-        return table if all(processes.gather([table is not None])) else None
-    if (table := kept()) is not None: return table
+    if (table := _kept_by_all(path, key, processes)) is not None: return table
     with _hold(path, processes):
-        if (table := kept()) is None: # nor has another job made it meanwhile
+        if (table := _kept_by_all(path, key, processes)) is None: # nor made meanwhile
             table = _train_and_predict(data, recipe, seed, rows, folder, choose_best, device)
             table.attrs['key'] = key
-            if processes.main:
-                _remove_parts(path.parent, path.name)
-                _keep(table, path)
+            _remove_parts(path.parent, path.name)
+            if processes.main: _keep(table, path)
         if processes.main: shutil.rmtree(folder, ignore_errors=True)
     processes.wait()
     return table
@@ -142,6 +144,7 @@ def _call(function, number:int, arguments:tuple, threads:int|None) -> tuple: # n
     try: return number, function(*arguments)
     finally: torch.set_num_threads(before)
 
+# %% ../../nbs/6_evidence/01_retraining.ipynb #dc5ecfe3
 def _end_with_parent() -> None: # of a process that was started to work
     "End this process soon after the one that started it, whatever ended that."
     if any(thread.name == 'parent' for thread in threading.enumerate()): return

@@ -166,6 +166,19 @@ def _check_plan(rules, seeds, fractions:dict, reference:str|None) -> None:
         raise InputError(f'rules are {", ".join(rules)}: add {reference}, with which the '
                          'others are compared, or give reference=None.')
 
+def _check_grid(grid:pd.DataFrame, data:Data) -> None:
+    "Raise `InputError` unless a plan is one of this data."
+    absent = {*_LABELS, 'kept'} - {*grid}
+    if absent or not len(grid):
+        lacks = ', '.join(sorted(absent)) or 'all'
+        raise InputError(f'The plan of {len(grid)} rows lacks {lacks}: give one as from '
+                         'subset_grid(...).')
+    for kept in grid.kept:
+        for stranger in pd.Index(kept).difference(data.train.index)[:1]:
+            raise InputError(f'{stranger} is no training image of this data: plan with its '
+                             'frame, subset_grid(scores, data.frame).')
+
+# %% ../../nbs/6_evidence/03_subsets.ipynb #d7995559
 def subset_grid(
     scores:pd.Series|pd.DataFrame, # one score per column; index `image`: all training images
     frame:pd.DataFrame,
@@ -281,6 +294,17 @@ def _keep_row(path:Path, row:dict, probabilities:pd.DataFrame) -> None:
     _write_whole(path.with_suffix('.json'), json.dumps(row), checksum=True) # last: complete
     path.with_suffix('.error').unlink(missing_ok=True)
 
+# %% ../../nbs/6_evidence/03_subsets.ipynb #d0b26158
+def _make_row(path:Path, baseline:Checkpoint, data:Data, kept:pd.Index, seed:int, epochs:int):
+    "Retrain once, and keep the row."
+    start, logits = time.perf_counter(), path.parent / 'logits'
+    with _alone(): found = _subset_logits(baseline, data, kept, seed, epochs, logits)
+    results, probabilities = _evaluate_logits(found, data)
+    steps = epochs * _count_steps(len(kept), baseline.facts['batch_size'])
+    row = dict(images=len(kept), epochs=epochs, steps=steps, best_epoch=found.attrs['epoch'])
+    row |= results | dict(seconds=round(time.perf_counter() - start, 1))
+    _keep_row(path, row, probabilities)
+
 # %% ../../nbs/6_evidence/03_subsets.ipynb #d340b88d
 def _retrain_subset(
     path:Path, # without suffix: `….json` and `….parquet` are written, or `….error`
@@ -304,16 +328,6 @@ def _retrain_subset(
         return str(error) if isinstance(error, InputError) else repr(error)
     finally: lock.release()
 
-def _make_row(path:Path, baseline:Checkpoint, data:Data, kept:pd.Index, seed:int, epochs:int):
-    "Retrain once, and keep the row."
-    start, logits = time.perf_counter(), path.parent / 'logits'
-    with _alone(): found = _subset_logits(baseline, data, kept, seed, epochs, logits)
-    results, probabilities = _evaluate_logits(found, data)
-    steps = epochs * _count_steps(len(kept), baseline.facts['batch_size'])
-    row = dict(images=len(kept), epochs=epochs, steps=steps, best_epoch=found.attrs['epoch'])
-    row |= results | dict(seconds=round(time.perf_counter() - start, 1))
-    _keep_row(path, row, probabilities)
-
 # %% ../../nbs/6_evidence/03_subsets.ipynb #sub049
 def _retrain_free(jobs, baseline, data, executor, wait:bool) -> dict: # path -> what went wrong
     "Do the retrainings that no other process does, or wait for it."
@@ -323,6 +337,7 @@ def _retrain_free(jobs, baseline, data, executor, wait:bool) -> dict: # path -> 
     errors = run_side_by_side(_retrain_subset, calls, 'retrainings', executor, images)
     return dict(zip(jobs.index, errors))
 
+# %% ../../nbs/6_evidence/03_subsets.ipynb #dbfd3712
 def _retrain_all(
     jobs:pd.DataFrame, # index: path without suffix; columns `_LABELS`, `kept`, `epochs`
     baseline:Checkpoint,
@@ -343,18 +358,6 @@ def _retrain_all(
                      f'{name}: {error} (see {path}.error)')
 
 # %% ../../nbs/6_evidence/03_subsets.ipynb #sub051
-def _check_grid(grid:pd.DataFrame, data:Data) -> None:
-    "Raise `InputError` unless a plan is one of this data."
-    absent = {*_LABELS, 'kept'} - {*grid}
-    if absent or not len(grid):
-        lacks = ', '.join(sorted(absent)) or 'all'
-        raise InputError(f'The plan of {len(grid)} rows lacks {lacks}: give one as from '
-                         'subset_grid(...).')
-    for kept in grid.kept:
-        for stranger in pd.Index(kept).difference(data.train.index)[:1]:
-            raise InputError(f'{stranger} is no training image of this data: plan with its '
-                             'frame, subset_grid(scores, data.frame).')
-
 def run_subsets(
     checkpoints:str|Path, # of the baseline run, whose recipe is followed
     data:Data,

@@ -434,13 +434,12 @@ def valuations(
 ) -> pd.DataFrame: # (training images, methods) in the frame's order; index `image`
     "Compute data values of every training image. Raises `InputError`."
     names = _check_names(VALUATIONS.index[VALUATIONS.default] if names is None else names)
-    run, out = list_checkpoints(checkpoints), Path(out)
+    run, out, processes = list_checkpoints(checkpoints), Path(out), join_processes(device)
     _check_scorable(run, data)
     if 'confident' in names: _check_folds(data.frame, folds)
-    processes = join_processes(device)
     facts = {'checkpoints': [str(checkpoint.folder) for checkpoint in run],
-             'data': data.fingerprint, 'folds': folds, 'early': _early_count(run),
-             'neighbours': _NEIGHBOURS, 'seed': seed}
+             'data': data.fingerprint, 'folds': folds, 'seed': seed,
+             'early': _early_count(run), 'neighbours': _NEIGHBOURS}
     with _hold(out / 'valuations', processes):
         if processes.main: _remove_parts(out, 'knn_shapley.parquet', 'logits/*.parquet')
         parts = _parts(checkpoints, data, out, folds, seed, device)

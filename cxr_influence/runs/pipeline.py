@@ -189,9 +189,9 @@ def _check_subsets(
     for rule in rules:
         for fraction in fractions: _check_choice(mode, rule, fraction, lacks_frame=False)
     if 'random' not in rules:
-        raise InputError(f'rules is {",".join(rules)}: add random, with which all are compared.')
+        raise InputError(f'rules is {",".join(rules)}: add random, to compare with.')
     for name, values in dict(rules=rules, fractions=fractions, valuations=valuations).items():
-        if len({*values}) < len(values): raise InputError(f'{name} has a value twice: {values}.')
+        if len({*values}) < len(values): raise InputError(f'{name} has one twice: {values}.')
     if seeds < 1: raise InputError(f'seeds is {seeds}: give 1 or more.')
     read_scores(scores, valuations)
 
@@ -202,7 +202,7 @@ def cxr_subset(
     checkpoints:str='checkpoints', # Folder of the baseline run, whose recipe is followed
     scores:str='results/influence.csv', # As from cxr_influence
     fractions:str='', # Shares of the training images, such as 0.1,0.3 (default: 4 or 6 of them)
-    rules:str='top,bottom,random,stratified', # Also stratified_top and _bottom; random is needed
+    rules:str='top,bottom,random,stratified', # Also stratified_top, _bottom; random is needed
     valuations:str='influence', # Columns of the scores; of each, the highest values are the top
     budget:_BUDGET='epochs', # Equal epochs, or equal steps
     whole_patients:bool=False, # Choose patients with all their images

@@ -6,7 +6,7 @@
 __all__ = ['report', 'find_study', 'summarise', 'compare_subsets']
 
 # %% ../../nbs/8_runs/04_report.ipynb #rp002
-import base64, json, math, re, shutil
+import base64, json, re, shutil
 from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
@@ -21,7 +21,7 @@ from PIL import Image
 
 import cxr_influence
 from ..data.batches import load_data
-from ..data.files import InputError, _write_whole, project_path
+from ..data.files import InputError, _digest, _write_whole, project_path
 from ..data.labels import FINDINGS, decode_labels
 from ..measures.results import show_results
 from ..phantom.dataset import read_truth
@@ -63,6 +63,7 @@ def _different(parameters:list) -> list: # a text per run: what it has that othe
     return [', '.join(f'{name.replace("_", " ")} {_say(each.get(name, "default"))}'
                       for name in varied) for each in parameters]
 
+# %% ../../nbs/8_runs/04_report.ipynb #rp073
 def _read_runs(folders) -> dict: # experiment -> its runs
     "Read several runs. Raises `InputError` if there is none."
     groups = {}
@@ -72,6 +73,9 @@ def _read_runs(folders) -> dict: # experiment -> its runs
     if not groups: raise InputError('No runs to report: give the folder of at least one.')
     for name, runs in groups.items():
         labels = _different([run.facts['parameters'] for run in runs])
+        if len(set(labels)) < len(labels) > 1: # some have the same parameters
+            labels = [f'{label}, run {number}'.lstrip(', ') for number, label in
+                      enumerate(labels, 1)]
         groups[name] = [run._replace(label=label) for run, label in zip(runs, labels)]
     return groups
 
@@ -164,7 +168,8 @@ def _frame(
 # %% ../../nbs/8_runs/04_report.ipynb #rp030
 def _link(run:_Run, stem:str) -> str: # anchor of a run's table in the list of files
     words = f'{run.facts["experiment"]} {run.folder.name} {stem}'
-    return 'file-' + re.sub(r'[^a-z0-9]+', '-', words.lower()).strip('-')
+    slug = re.sub(r'[^a-z0-9]+', '-', words.lower()).strip('-')
+    return f'file-{slug}-{_digest(str(run.folder))[:4]}' # a=1 and a=-1 are two folders
 
 # %% ../../nbs/8_runs/04_report.ipynb #rp021
 def _uri(content:bytes, kind:str) -> str: # such as image/png
@@ -450,10 +455,9 @@ def _subset_sections(runs:list) -> list: # sections
 def _by_mode(runs:list) -> list: # remove before select
     return sorted(runs, key=lambda run: str(run.facts['parameters'].get('mode')))
 
-def _other_label(label:str) -> str: # without what the heading has already: mode and shares
-    parts = re.split(r', (?=[a-z ]+ )', label)
-    return ', '.join(part for part in parts if part.split()[0] not in ('mode', 'fractions')) \
-        if label else ''
+def _other_label(label:str) -> str: # without the mode, which the heading has already
+    return re.sub(r'(^|, )mode [a-z]+(, |$)', lambda found: ', ' if all(found.groups()) else '',
+                  label)
 
 # %% ../../nbs/8_runs/04_report.ipynb #rp077
 def _html_tables(html:str, caption:str) -> list: # blocks
@@ -720,7 +724,7 @@ def _data_name(runs:list) -> str: # of the folder of images
         if root := run.facts['parameters'].get('data'): return Path(str(root)).name
     return 'phantom'
 
-# %% ../../nbs/8_runs/04_report.ipynb #rp073
+# %% ../../nbs/8_runs/04_report.ipynb #rp120
 _EMBEDDED = 1_000_000 # bytes
 
 def _files(runs:list, out:Path) -> list: # a section
@@ -735,8 +739,8 @@ def _files(runs:list, out:Path) -> list: # a section
                 link = f'{out.stem}_tables/{name[5:]}.csv'
                 _write_whole(out.parent / link, lambda part: shutil.copyfile(path, part))
             lines = path.read_bytes().count(b'\n') - 1
-            files.append(dict(anchor=name, link=link, name=f'{name[5:]}.csv', rows=f'{lines:,}',
-                              size=f'{math.ceil(path.stat().st_size / 1000):,} kB',
+            files.append(dict(anchor=name, link=link, name=f'{name[5:-5]}.csv',
+                              rows=f'{lines:,}', size=f'{path.stat().st_size / 1000:,.1f} kB',
                               what=_what(path.stem), run=run.label))
     return [_Section('Files', [dict(kind='files', files=files)])] if files else []
 

@@ -9,14 +9,15 @@ __all__ = ['start_run', 'end_run', 'run', 'repeat']
 import hashlib, json, os, platform, re, resource, shutil, signal, subprocess, sys, tempfile
 import threading, time, warnings
 from contextlib import contextmanager, nullcontext, suppress
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import papermill
-import torch
+import torch.distributed
+from ..training.distributed import join_processes
 
 # %% ../../nbs/8_runs/02_runs.ipynb #run0004
 from filelock import FileLock, Timeout
@@ -31,7 +32,7 @@ from ..data.batches import Data
 from ..data.files import InputError, _write_whole, project_path
 from ..data.nih import find_files
 from .parameters import (_code_cells, _read_parameters, _template,
-    check_limits, check_parameters, experiments, parameters_of)
+    check_limits, check_parameters, parameters_of)
 from ..training.networks import best_device
 
 # %% ../../nbs/8_runs/02_runs.ipynb #run0009
@@ -237,6 +238,17 @@ def _watch(namespace:dict) -> None:
     shell.register('post_run_cell', _after_cell)
     _CURRENT['watched'] = True
 
+# %% ../../nbs/8_runs/02_runs.ipynb #a11b0002
+def _helps() -> bool: # whether this process only shares the work of the first
+    return int(os.environ.get('RANK', 0)) > 0
+
+def _main_folder(
+    folder:Path, # of this process's run
+) -> Path: # of the first process's, in all of them
+    "Agree on a folder."
+    if 'LOCAL_RANK' not in os.environ: return folder
+    return Path(join_processes().from_main(str(folder.absolute())))
+
 # %% ../../nbs/8_runs/02_runs.ipynb #run0037
 def start_run(
     experiment:str, # its name
@@ -251,6 +263,7 @@ def start_run(
     check_limits(values, **limits)
     namespace.update(values)
     folder = project_path(values.pop('out'))
+    if _helps(): return _main_folder(folder)
     lock = _take_folder(folder)
     paths = [str(project_path(values[name]).absolute()) for name in reads if values[name]]
     facts = dict(experiment=experiment, parameters=values, status='running', keeps=[*keeps])
@@ -259,7 +272,7 @@ def start_run(
     _CURRENT.update(folder=folder, lock=lock, began=time.monotonic(), namespace=namespace,
                     data=False)
     _watch(namespace)
-    return folder
+    return _main_folder(folder)
 
 # %% ../../nbs/8_runs/02_runs.ipynb #run0039
 def _begin(
@@ -287,6 +300,7 @@ def end_run(
 ) -> pd.DataFrame: # the same
     "Write the run's `row.csv` and end its record. Raises `InputError` if none was started."
     folder = _CURRENT.get('folder')
+    if _helps(): return row
     if folder is None: raise InputError('No run was started here: call start_run first.')
     _write_whole(folder / 'row.csv', row.to_csv(index=False))
     _note_data(folder, _CURRENT['namespace'])
@@ -340,12 +354,20 @@ class _Log:
         self.file.flush()
         if self.also: self.also.flush()
 
+# %% ../../nbs/8_runs/02_runs.ipynb #a11b0020
+_LOST = ('closed by peer', 'reset by peer', 'DistBackendError', 'DistNetworkError', 'gloo')
+
+class _LostProcess(InputError):
+    "Another process has failed, and states why."
+    def __init__(self): super().__init__('Another process of this run ended: it states why.')
+
 class _Failed(InputError):
     "A run failed inside, though its parameters could be used."
 
 def _failure(error, name:str, folder:Path, process=None) -> BaseException: # to raise
     "Describe in a sentence why a notebook stopped."
     where = f'{folder / "log.txt"} and notebook.ipynb have more'
+    if _helps(): where = f'in process {os.environ["RANK"]}, which shares the work'
     if isinstance(error, DeadKernelError):
         code = process.returncode if process else None
         if code == -signal.SIGINT: return KeyboardInterrupt()
@@ -355,6 +377,7 @@ def _failure(error, name:str, folder:Path, process=None) -> BaseException: # to 
     if not isinstance(error, papermill.PapermillExecutionError): return error
     if error.ename == 'KeyboardInterrupt': return KeyboardInterrupt(error.evalue)
     if error.ename == 'InputError': return InputError(error.evalue)
+    if any(word in f'{error.ename} {error.evalue}' for word in _LOST): return _LostProcess()
     return _Failed(f'{name} failed ({error.ename}: {error.evalue}): {where}.')
 
 # %% ../../nbs/8_runs/02_runs.ipynb #run0052
@@ -478,23 +501,77 @@ def _run(
         with _terminable(), _ending(folder): _execute(path, folder, given, **how)
     return folder
 
+# %% ../../nbs/8_runs/02_runs.ipynb #a11b0011
+_SHARED = 'all_processes'
+
+def _shared_part(
+    path:Path, # of the template
+) -> dict: # a notebook
+    "Cut a notebook after what all processes execute. Raises `InputError` if that is nothing."
+    notebook = json.loads(path.read_text(encoding='utf-8'))
+    shared = [number for number, cell in enumerate(notebook['cells'])
+              if _SHARED in cell['metadata'].get('tags', [])]
+    if not shared:
+        raise InputError(f'{path.stem} runs in one process: start it without a launcher, or '
+                         f'tag the cells up to which several share the work: {_SHARED}.')
+    return notebook | {'cells': notebook['cells'][:shared[-1] + 1]}
+
+def _help(path:Path, given:dict) -> None:
+    "Execute what all processes do, and keep nothing. Raises `InputError`."
+    with _terminable(), tempfile.TemporaryDirectory() as made:
+        folder = Path(made) / path.stem / 'shared'
+        _write_whole(folder / path.name, json.dumps(_shared_part(path)))
+        _execute(folder / path.name, folder, given, quiet=True)
+
+# %% ../../nbs/8_runs/02_runs.ipynb #a11b0014
+def _failed_before(count:int=1) -> int: # processes of this launch, with `count` more
+    "Count failures in the launcher's own store."
+    try:
+        store = torch.distributed.TCPStore(
+            os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), is_master=False,
+            timeout=timedelta(seconds=5), wait_for_workers=False)
+        return store.add('cxr_influence/failed', count) - count
+    except (KeyError, ValueError, RuntimeError): return int(_helps()) # there is no store
+
+def _speaks(error:BaseException) -> bool: # whether this process states an error
+    if 'LOCAL_RANK' not in os.environ: return True
+    if isinstance(error, KeyboardInterrupt): return not _helps() and not _failed_before(0)
+    if isinstance(error, _LostProcess): time.sleep(10) # the other one comes first
+    return not _failed_before()
+
+@contextmanager
+def _one_voice():
+    "Let one of several processes state an error."
+    try: yield
+    except (Exception, KeyboardInterrupt) as error:
+        if _speaks(error): raise
+        time.sleep(5) # the launcher must not end the other before it has spoken
+        sys.exit(1)
+
+# %% ../../nbs/8_runs/02_runs.ipynb #a11b0017
 def _check_given(path:Path, parameters:dict) -> dict: # converted
     if 'out' in parameters: raise InputError("out is the run's folder: use name and runs.")
     return check_parameters(parameters, path)
 
 # %% ../../nbs/8_runs/02_runs.ipynb #run0064
+def _run_here(path:Path, given:dict, folder:Path, again:bool) -> Path|None:
+    "Execute a notebook, in this process or in all that a launcher started."
+    if 'LOCAL_RANK' in os.environ: _shared_part(path) # refused in all of them
+    if not _helps(): return _run(path, given, folder, again)
+    if again or not _is_complete(folder, _run_facts(path, given)): _help(path, given)
+
 def run(
     experiment:str|Path, # a name of `experiments()`, or the path of a notebook
     name:str|None=None, # of the run
     again:bool=False, # from the beginning, even if it is complete
     runs:str|Path='_runs',
     **parameters, # of the notebook; `out` is the run's folder
-) -> Path: # the run's folder; None in a process that only helps to train
+) -> Path: # the run's folder; None in a process that shares another's work
     "Execute an experiment's notebook. Raises `InputError`."
-    path = _template(experiment)
-    given = _check_given(path, parameters)
-    if int(os.environ.get('RANK', 0)): return _help_train(path, given)
-    return _run(path, given, _run_folder(runs, path.stem, name, given), again)
+    with _one_voice():
+        path = _template(experiment)
+        given = _check_given(path, parameters)
+        return _run_here(path, given, _run_folder(runs, path.stem, name, given), again)
 
 # %% ../../nbs/8_runs/02_runs.ipynb #run0080
 def _repeat_call(folder:Path, record:dict) -> tuple: # template, parameters
@@ -531,15 +608,3 @@ def repeat(
     _run(path, given, folder / 'repeated', again=True)
     rows = [pd.read_csv(one / 'row.csv').iloc[0] for one in (folder, folder / 'repeated')]
     return _compare_rows(*rows)
-
-# %% ../../nbs/8_runs/02_runs.ipynb #run0084
-def _help_train(
-    path:Path, # of the template
-    parameters:dict,
-) -> None:
-    "Execute a notebook for its share of the training. Raises `InputError` if it cannot."
-    if path.stem != 'baseline':
-        raise InputError(f'{path.stem} runs in one process: only baseline trains in several.')
-    if not parameters.get('checkpoints'):
-        raise InputError('Several processes need one folder: give checkpoints.')
-    with tempfile.TemporaryDirectory() as folder: _execute(path, Path(folder), parameters)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ..data.files import InputError, project_path
 from .parameters import _plain, _template
 from .runs import (_check_given, _differences, _Failed, _KERNELS,
-    _read_record, _run, _run_facts, _run_folder, _run_name, _status, _terminable, repeat)
+    _read_record, _run, _run_facts, _run_folder, _run_name, _status, _terminable)
 from ..training.networks import best_device
 
 # %% ../../nbs/8_runs/03_sweeps.ipynb #swe0008

@@ -98,7 +98,7 @@ def _read_state(
                          ) from None
 
 def _tensors_of(state:dict) -> dict: # name -> tensor
-    "Take a state dict, plain or in a training checkpoint. Raises `TypeError` for another thing."
+    "Take a state dict, plain or in a training checkpoint. Raises `TypeError` for another."
     state = state.get('state_dict', state)
     for name, tensor in state.items():
         dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided
