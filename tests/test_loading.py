@@ -109,6 +109,6 @@ def test_the_page_runs_and_leaves_its_tables(phantom, tmp_path, monkeypatch):
     assert row.images == 20 and row.times_the_usual > 0 and row.best_other in ways.index
     assert {'PIL, 128 px', 'torchvision, small PNG', 'memory map, no workers', 'the store'} <= set(ways.index)
     assert list(grown.index) == [20, 40] and (grown.decode_private_mb > 50).all() and (folder/'growth.png').stat().st_size > 5000
-    assert not (folder/'files').exists() and json.loads((folder/'run.json').read_text())['complete']
+    assert not (folder/'files').exists() and json.loads((folder/'run.json').read_text())['status'] == 'complete'
     text = (folder/'notebook.ipynb').read_text()
     assert [name for name in FINDINGS if name in text] == [] # no label, and so no image, is told

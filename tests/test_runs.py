@@ -8,7 +8,8 @@ import nbformat, numpy as np, pandas as pd, papermill, pytest
 
 from conftest import refused, sentence
 from cxr_influence.runs import runs as module
-from cxr_influence.runs.parameters import _read_parameters, check_parameters, experiments, parameters_of
+from cxr_influence.runs.parameters import (_read_parameters, check_parameters, experiments,
+    parameters_of)
 from cxr_influence.runs.runs import _read_record, _run_name, _status, repeat, run
 from cxr_influence.runs.sweeps import collect, plan, sweep
 

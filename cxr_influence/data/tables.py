@@ -21,7 +21,6 @@ from .images import read_image
 from .labels import FINDINGS, NO_FINDING, check_finding
 from .files import InputError
 from .splits import assign_splits
-from .images import _FORMATS, _check_pixels
 
 # %% ../../nbs/1_data/08_tables.ipynb #6ab1d671
 def _text_column(

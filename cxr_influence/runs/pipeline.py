@@ -42,7 +42,7 @@ def cxr_download(
     plan:bool=False, # Only print what it would take
 ):
     "Download NIH ChestX-ray14, or some of its archives, and unpack it."
-    from cxr_influence.data import download as nih
+    from cxr_influence.data.download import download as nih
     if plan:
         chosen = nih._choose_archives(nih._nih_files(), archives)
         return print(nih._check_disk(nih.plan_download(chosen, out), out, keep))
@@ -122,8 +122,9 @@ def _train(
     _check_training(data, checkpoints, recipe, changes)
     from cxr_influence.runs.runs import run
     given = {name: value for name, value in changes.items() if value is not None}
-    folder = run('baseline', again=True, data=data, checkpoints=checkpoints, recipe=recipe,
-                 **given, **reading)
+    untrained = not any(Path(checkpoints).glob('*/checkpoint.json'))
+    folder = run('baseline', again=untrained, data=data, checkpoints=checkpoints,
+                 recipe=recipe, **given, **reading)
     if folder is None: return # another process has the results
     _copy_results(folder, results)
     print(f'Checkpoints are in {checkpoints}. Next: cxr_influence --checkpoints {checkpoints}')
@@ -156,7 +157,7 @@ def cxr_influence(
     if batch_size < 1: raise InputError(f'batch_size is {batch_size}: give 1 or more.')
     root, output = _root_of(checkpoints, data), Path(output)
     from cxr_influence.runs.runs import run
-    folder = run('influence', again=True, data=root, checkpoints=checkpoints,
+    folder = run('influence', data=root, checkpoints=checkpoints,
                  per_finding=not total_only, batch_size=batch_size)
     _copy_results(folder, output.parent, rename={'influence': output.stem})
     print(f'Next: cxr_subset --mode remove --checkpoints {checkpoints} --scores {output}')
@@ -223,7 +224,7 @@ def cxr_subset(
 def _retrain(results:str|Path, **parameters) -> Path: # the run's folder
     "Run the experiment `subsets` and copy its results."
     from cxr_influence.runs.runs import run
-    folder = run('subsets', again=True, **parameters)
+    folder = run('subsets', **parameters)
     _copy_results(folder, results)
     return folder
 
@@ -279,11 +280,11 @@ def _demo_runs(
     "Train, score, remove and select; copy the results of each step."
     from cxr_influence.runs.runs import run
     print(f'1/4 training by the recipe {settings["recipe"]} on {root}', flush=True)
-    folders = [run('baseline', again=True, data=root, **settings)]
+    folders = [run('baseline', data=root, **settings)]
     _copy_results(folders[0], results)
     trained = dict(data=root, checkpoints=str(folders[0] / 'checkpoints'))
     print('2/4 scoring every training image', flush=True)
-    folders.append(run('influence', again=True, **trained))
+    folders.append(run('influence', **trained))
     _copy_results(folders[1], results)
     chosen = dict(scores=str(Path(results) / 'influence.csv'), valuations=['influence', 'loss'],
                   rules=['top', 'bottom', 'random'], seeds=list(range(grid['seeds'])))

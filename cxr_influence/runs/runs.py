@@ -6,11 +6,10 @@
 __all__ = ['start_run', 'end_run', 'run', 'repeat']
 
 # %% ../../nbs/8_runs/02_runs.ipynb #run0003
-import hashlib, json, os, platform, re, resource, shutil, signal, subprocess, sys, tempfile
+import hashlib, json, os, platform, re, resource, signal, subprocess, sys, tempfile
 import threading, time, warnings
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
-from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
