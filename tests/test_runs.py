@@ -7,7 +7,6 @@ from pathlib import Path
 import nbformat, numpy as np, pandas as pd, papermill, pytest
 
 from conftest import refused, sentence
-from cxr_influence.data.files import InputError
 from cxr_influence.runs import runs as module
 from cxr_influence.runs.parameters import _read_parameters, check_parameters, experiments, parameters_of
 from cxr_influence.runs.runs import _read_record, _run_name, _status, repeat, run
@@ -304,6 +303,8 @@ def test_dask_ends_a_sweep_complete_although_a_worker_is_killed(tmp_path, monkey
         table = sweep(page, settings, client.get_executor())
         assert client.submit(int, '3').result() == 3 # the executor is its owner's, and open
     assert (tmp_path/'_runs/deadly/killed').exists()
+    (tmp_path/'others/deadly').mkdir(parents=True)
+    (tmp_path/'others/deadly/killed').touch() # this one kills nobody: here, that would be pytest
     undisturbed = sweep(page, settings, runs='others')
     shown = ['a', 'b', 'result', 'status']
     pd.testing.assert_frame_equal(table[shown], undisturbed[shown])
