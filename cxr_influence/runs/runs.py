@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import papermill
 import torch.distributed
-from ..training.distributed import join_processes
 
 # %% ../../nbs/8_runs/02_runs.ipynb #run0004
 from filelock import FileLock, Timeout
@@ -32,6 +31,7 @@ from ..data.files import InputError, _write_whole, project_path
 from ..data.nih import find_files
 from .parameters import (_code_cells, _read_parameters, _template,
     check_limits, check_parameters, parameters_of)
+from ..training.distributed import join_processes
 from ..training.networks import best_device
 
 # %% ../../nbs/8_runs/02_runs.ipynb #run0009
