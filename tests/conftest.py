@@ -2,6 +2,8 @@
 import os, sys
 from pathlib import Path
 
+os.environ.setdefault('TQDM_DISABLE', '1') # before tqdm is imported
+
 import pytest, torch
 
 from cxr_influence.data import files

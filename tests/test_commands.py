@@ -357,7 +357,7 @@ def test_every_package_that_a_module_imports_is_required():
     config.read(ROOT/'settings.ini', encoding='utf-8')
     normal = lambda name: re.sub(r'[-_.]+', '-', name).lower()
     named = {normal(re.match(r'[\w.-]+', word)[0]) for key in ('requirements', 'optional_requirements') for word in config['DEFAULT'][key].split()}
-    named |= {'jinja2', 'nbformat', 'nbclient', 'jupyter-client', 'ipython', 'traitlets', 'huggingface-hub', 'urllib3'} # of papermill, nbconvert, ipykernel, accelerate, requests
+    named |= {'jinja2', 'nbformat', 'nbclient', 'jupyter-client', 'ipython', 'traitlets', 'huggingface-hub', 'urllib3', 'beautifulsoup4', 'mistune', 'markupsafe'} # of papermill, nbconvert, ipykernel, accelerate, requests
     imported = set()
     for file in (ROOT/'cxr_influence').rglob('*.py'):
         for node in ast.walk(ast.parse(file.read_text(encoding='utf-8'))):

@@ -155,7 +155,7 @@ def test_another_size_is_noticed_before_fetching(site, tmp_path):
 
 def test_another_size_is_noticed_where_the_server_does_not_tell(site, tmp_path):
     site.length = False
-    with pytest.raises(InputError, match='1,000,003 bytes where 5'): _fetch(site.url + 'f', tmp_path/'f', size=5)
+    with pytest.raises(InputError, match='[0-9,]{6,} bytes where 5 are'): _fetch(site.url + 'f', tmp_path/'f', size=5)
     assert list(tmp_path.iterdir()) == []
 
 def test_a_wrong_checksum_removes_what_came(site, tmp_path):
@@ -206,6 +206,7 @@ def fills_up(after):
                 left[0] -= took
                 if took < len(data): raise OSError(errno.ENOSPC, 'No space left on device')
                 return took
+            def tell(self): return file.tell()
             def close(self): file.close()
         return Full()
     return opens

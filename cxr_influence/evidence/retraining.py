@@ -56,10 +56,10 @@ def _made_of(
             data.frame.index[rows].tolist(), choose_best]
 
 def _keep_best(folder:Path) -> None: # of a run
-    "Delete the checkpoints that are neither the best so far nor the last."
+    "Remove the checkpoints that are neither the best so far nor the last."
     found, best = list_checkpoints(folder), best_checkpoint(folder).folder
     for checkpoint in found[:-1]:
-        if checkpoint.folder != best: shutil.rmtree(checkpoint.folder)
+        if checkpoint.folder != best: checkpoint._remove()
 
 # %% ../../nbs/6_evidence/01_retraining.ipynb #db07f435
 def _check_rows(rows, data:Data) -> np.ndarray:

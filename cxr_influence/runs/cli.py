@@ -79,7 +79,8 @@ def _one_sentence(
 ):
     "End a command with an exit code and a sentence, without a traceback."
     before = signal.signal(signal.SIGTERM, _terminate)
-    logging.getLogger('papermill').setLevel(logging.CRITICAL) # its words are in the log
+    for name in ['papermill', 'asyncio']: # their words are in the log
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield
         sys.stdout.flush()
@@ -205,9 +206,12 @@ def cxr_run(
             raise InputError(f'{folder} is a run: it has a name and parameters.')
         if not again: raise InputError(f'{folder} is a run: add --again to repeat it.')
         return _repeat(folder)
-    from cxr_influence.runs.runs import run
+    from cxr_influence.runs.runs import _now, _read_record, run
+    began = _now()
     folder = run(experiment, name, again, runs, **_pairs(parameters))
-    if folder: _show_run(folder) # another process has the row
+    if not folder: return # another process has the row
+    if _read_record(folder)['start'] < began: print('It was complete: --again runs it anew.')
+    _show_run(folder)
 
 # %% ../../nbs/8_runs/05_cli.ipynb #cli038
 def _load_yaml(path:str|Path):

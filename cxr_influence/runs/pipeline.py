@@ -42,12 +42,13 @@ def cxr_download(
     plan:bool=False, # Only print what it would take
 ):
     "Download NIH ChestX-ray14, or some of its archives, and unpack it."
-    from cxr_influence.data.download import download as nih
+    from cxr_influence.data.download import (_check_disk, _choose_archives, _nih_files,
+                                             download, plan_download)
     if plan:
-        chosen = nih._choose_archives(nih._nih_files(), archives)
-        return print(nih._check_disk(nih.plan_download(chosen, out), out, keep))
+        chosen = _choose_archives(_nih_files(), archives)
+        return print(_check_disk(plan_download(chosen, out), out, keep))
     _check_output('out', out)
-    print('The data is in', nih.download(out, source, archives, keep))
+    print('The data is in', download(out, source, archives, keep))
 
 # %% ../../nbs/8_runs/06_pipeline.ipynb #pipe013
 @_command

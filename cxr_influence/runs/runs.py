@@ -543,8 +543,11 @@ def _one_voice():
     "Let one of several processes state an error."
     try: yield
     except (Exception, KeyboardInterrupt) as error:
-        if _speaks(error): raise
-        time.sleep(5) # the launcher must not end the other before it has spoken
+        speaks = False
+        with suppress(KeyboardInterrupt): # of the launcher, once the other has ended
+            speaks = _speaks(error)
+            if not speaks: time.sleep(5) # the launcher must not end the other before it spoke
+        if speaks: raise
         sys.exit(1)
 
 # %% ../../nbs/8_runs/02_runs.ipynb #a11b0017

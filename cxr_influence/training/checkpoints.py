@@ -179,6 +179,13 @@ def _state_files(folder:str|Path, name:str) -> list: # but for unfinished and da
             if path.parent.suffix not in ('.part', '.damaged')]
 
 @patch
+def _remove(self:Checkpoint) -> None:
+    "Delete what is large, and keep the facts as those of an epoch that need not be made again."
+    (self.folder / 'checkpoint.json').rename(self.folder / 'removed.json')
+    for file in self.folder.iterdir():
+        if file.name != 'removed.json': file.unlink()
+
+@patch
 def _last_good(self:Checkpoint) -> str: # for a sentence
     "Name the last checkpoint of this run, before this one, that is whole."
     for path in reversed(_state_files(self.folder.parent, 'checkpoint.json')):

@@ -47,6 +47,7 @@ def _save(self:_Training,
 ) -> None:
     "Write a checkpoint. Raises `InputError` if the disk is full."
     if self.processes.main:
+        if (folder / 'removed.json').exists(): shutil.rmtree(folder)
         if folder.exists(): _set_aside(folder) # without its facts it is of no use
         average = self.predictor if self.averaged else None
         facts = self._facts() | facts
@@ -128,12 +129,17 @@ def _check_same_run(state:Checkpoint, out:Path, run:dict) -> None:
 # %% ../../nbs/4_training/06_resume.ipynb #cksum002
 def _is_checkpoint(state:Checkpoint) -> bool: return 'sums' not in state.facts
 
+def _removed(out:Path) -> list: # facts of the epochs whose checkpoints were removed
+    return [json.loads(path.read_text()) for path in _state_files(out, 'removed.json')]
+
 def _newest(
     states:list, # of `Checkpoint`
     reached:int=0, # epochs that need not be there
+    removed:tuple=(), # facts of others that need not
 ) -> Checkpoint|None:
     "Find the newest state before the first epoch whose checkpoint is missing."
     there = {state.facts['epoch'] for state in states if _is_checkpoint(state)}
+    there |= {facts['epoch'] for facts in removed}
     gap = next(epoch for epoch in itertools.count(reached + 1) if epoch not in there)
     def age(state): return state.facts['step'], state.facts['epoch']
     return max((one for one in states if one.facts['epoch'] < gap), key=age, default=None)
@@ -143,7 +149,7 @@ def _start_or_resume(
 ) -> _Training:
     "Start a run, or restore its newest state."
     states = _find_states(out, run, processes)
-    last = _newest(states)
+    last = _newest(states, removed=_removed(out))
     training = _Training(data, run, processes, 'random' if last else None, compile)
     training.sums, training.states = dict(_NO_SUMS), [*filter(_is_checkpoint, states)]
     if last: training._restore(last)
@@ -239,8 +245,8 @@ def read_history(
     "Collect what the checkpoints of a run state about their epochs."
     columns = ['epoch', 'learning_rate', 'train_loss', 'validation_loss', 'validation_auroc',
                'images_per_second', 'seconds']
-    facts = pd.DataFrame([checkpoint.facts for checkpoint in list_checkpoints(out)])
-    return facts.reindex(columns=columns).set_index('epoch')
+    facts = _removed(Path(out)) + [checkpoint.facts for checkpoint in list_checkpoints(out)]
+    return pd.DataFrame(facts).reindex(columns=columns).set_index('epoch').sort_index()
 
 def _write_history(out:Path) -> None:
     "Write the history beside its checkpoints; what was unfinished is of no more use."
@@ -316,9 +322,9 @@ def _is_complete(out:Path, run:dict) -> bool:
     return epochs == [*range(1, run['epochs'] + 1)] and all(one._is_whole() for one in states)
 
 @patch
-def _catch_up(self:_Training, bar:tqdm) -> None:
+def _catch_up(self:_Training, out:Path, bar:tqdm) -> None:
     "Restore the newest checkpoint, if a missing epoch before it has just been made again."
-    newest, before = _newest(self.states, self.epochs), self._seen
+    newest, before = _newest(self.states, self.epochs, _removed(out)), self._seen
     if newest and newest.facts['step'] > self.step: self._restore(newest)
     bar.update(self._seen - before)
 
@@ -343,7 +349,7 @@ def fit(
             while training.epochs < recipe.epochs:
                 training._train_epoch(out, bar, noted, save_minutes)
                 training._end_epoch(out, bar)
-                training._catch_up(bar)
+                training._catch_up(out, bar)
                 if after_epoch and processes.main: after_epoch(read_history(out))
         if processes.main: _write_history(out)
     return read_history(out)
