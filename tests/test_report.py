@@ -143,14 +143,14 @@ def test_the_verdict_counts_what_is_distinguishable(study, tmp_path):
     rows = pd.concat(tables)
     better, worse = (rows.low > 0).sum(), (rows.high < 0).sum()
     soup = page(study, tmp_path)
-    assert (f'Of {len(rows)} comparisons with random subsets of the same size, {better} are better, {worse} worse, and '
+    assert (f'{len(rows)} comparisons with random subsets of the same size: {better} better, {worse} worse, '
             f'{len(rows) - better - worse} not') in summary(soup)
     for name, count, words in [('better', better, '▲ better than random'), ('worse', worse, '▼ worse than random')]:
         marked = soup.find_all('tr', class_=name)
         assert len(marked) == count and all(words in row.get_text() for row in marked)
 
-@pytest.mark.parametrize('low, high, words', [(.01, .3, '1 are better, 0 worse, and 0 not'), (-.3, -.01, '0 are better, 1 worse, and 0 not'),
-                                              (-.1, .1, '0 are better, 0 worse, and 1 not'), (0., .1, '0 are better, 0 worse, and 1 not')])
+@pytest.mark.parametrize('low, high, words', [(.01, .3, '1 better, 0 worse, 0 not'), (-.3, -.01, '0 better, 1 worse, 0 not'),
+                                              (-.1, .1, '0 better, 0 worse, 1 not'), (0., .1, '0 are better, 0 worse, and 1 not')])
 def test_a_changed_number_changes_the_sentence(study, tmp_path, low, high, words):
     file = study[2]/'subsets_remove_minus_random.csv'
     pd.read_csv(file).head(1).assign(low=low, high=high, difference=(low + high)/2).to_csv(file, index=False)

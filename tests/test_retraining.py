@@ -196,6 +196,13 @@ def test_a_killed_process_is_reported_in_a_sentence():
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
         with refused('was killed', '0 of 1 calls', 'resume'): run_side_by_side(die, [()], 'calls', pool)
 
+def test_a_killed_worker_of_dask_is_reported_in_a_sentence():
+    distributed = pytest.importorskip('distributed', reason='distributed is not installed: no test of Dask')
+    import dask
+    with dask.config.set({'distributed.scheduler.allowed-failures': 0}):
+        with distributed.LocalCluster(1, threads_per_worker=1, dashboard_address=None, host='127.0.0.1') as cluster, distributed.Client(cluster) as client:
+            with refused('was killed', '0 of 1 calls', 'resume'): run_side_by_side(die, [()], 'calls', client.get_executor())
+
 def test_a_cluster_of_dask_keeps_the_order():
     distributed = pytest.importorskip('distributed')
     with distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster, distributed.Client(cluster) as client:

@@ -288,6 +288,11 @@ def test_ctrl_c_in_a_sweep_stops_its_kernels(tmp_path, monkeypatch):
 
 DEADLY = 'import os\nfrom pathlib import Path\nif a == 1 and not (Path(out).parent/"killed").exists():\n    (Path(out).parent/"killed").touch()\n    os.kill(os.getppid(), 9)'
 
+def test_a_sweep_under_a_launcher_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    with refused('start it without a launcher'): sweep(write(tmp_path/'page.ipynb', FIRST, ROW), {'a': [1]}, runs=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ['page.ipynb']
+
 def test_a_killed_worker_is_survived(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page, tables = write(tmp_path/'deadly.ipynb', FIRST, DEADLY, ROW), []

@@ -135,6 +135,9 @@ def _quiet_bars():
         if before is None: del os.environ['TQDM_DISABLE']
         else: os.environ['TQDM_DISABLE'] = before
 
+def _is_lost(error:Exception) -> bool: # whether a process was killed, Dask's included
+    return isinstance(error, BrokenExecutor) or type(error).__name__ == 'KilledWorker'
+
 def _call(function, number:int, arguments:tuple, threads:int|None) -> tuple: # number, result
     "Call a function that has so many cores."
     before = torch.get_num_threads()
@@ -191,7 +194,8 @@ def run_side_by_side(
                 results[number] = result
                 bar.set_postfix_str(f'{len(results)} of {len(calls)} {description}')
                 bar.update(costs[number])
-    except BrokenExecutor:
+    except Exception as error:
+        if not _is_lost(error): raise
         raise InputError('A process was killed, for lack of memory perhaps. '
                          f'{len(results)} of {len(calls)} {description} are done: '
                          'make the same call again to resume.') from None

@@ -574,8 +574,8 @@ def _subset_verdict(runs:list) -> list: # sentences
     if not len(rows): return ['**Subsets.** No subset could be compared with a random one.']
     marks = pd.Series([_reading(row) for row in rows.itertuples()])
     better, worse = (marks == 'better').sum(), (marks == 'worse').sum()
-    lines = [f'**Subsets.** Of {len(rows)} comparisons with random subsets of the same size, '
-             f'**{better}** are better, **{worse}** worse, and {(marks == "").sum()} not '
+    lines = [f'**Subsets.** {len(rows)} comparisons with random subsets of the same size: '
+             f'**{better}** better, **{worse}** worse, {(marks == "").sum()} not '
              f'distinguishable from random. By chance alone about {len(rows) / 20:.1g} would '
              'seem to differ.']
     for row, mark in zip(rows.itertuples(), marks):

@@ -18,6 +18,7 @@ from joblib import cpu_count
 from tqdm import tqdm
 
 from ..data.files import InputError, project_path
+from ..evidence.retraining import _is_lost
 from .parameters import _plain, _template
 from .runs import (_check_given, _differences, _Failed, _KERNELS,
     _read_record, _run, _run_facts, _run_folder, _run_name, _status, _terminable)
@@ -206,10 +207,6 @@ def _outcomes(pool, calls:list, how:dict, stop:bool) -> list: # an error or '' p
         raise _Failed(f'{calls[futures[future]][1].name}: {error}')
     return errors
 
-# %% ../../nbs/8_runs/03_sweeps.ipynb #swe0026
-def _is_lost(error:Exception) -> bool: # whether a worker was killed
-    return isinstance(error, BrokenExecutor) or type(error).__name__ == 'KilledWorker'
-
 # %% ../../nbs/8_runs/03_sweeps.ipynb #swe0027
 def sweep(
     experiment:str|Path, # a name of `experiments()`, or the path of a notebook
@@ -221,6 +218,8 @@ def sweep(
     **arguments, # `name` of the sweep, `runs`, and parameters that are the same for all
 ) -> pd.DataFrame: # one row per run: parameters varied, results, status, error, seconds
     "Run every combination that is not complete, and tabulate all. Raises `InputError`."
+    if 'LOCAL_RANK' in os.environ:
+        raise InputError('A sweep starts its runs itself: start it without a launcher.')
     path, jobs = _template(experiment).absolute(), _jobs(experiment, grid, arguments)
     folders = [folder.absolute() for folder, _, _ in jobs]
     calls = [(path, folder, job[1], again) for folder, job in zip(folders, jobs)]
