@@ -10,13 +10,18 @@ WORKERS = max(2, min(4, CORES))
 THREADS = str(max(1, CORES//WORKERS))
 ENV = {**os.environ, 'PATH': f'{BIN}{os.pathsep}{os.environ["PATH"]}', 'PYTHONPATH': str(ROOT), 'MPLBACKEND': 'agg',
        'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': THREADS, 'MKL_NUM_THREADS': THREADS, 'PYTHONUNBUFFERED': '1'}
+PARTS = 3 # of the tests, side by side with each other and with the notebooks
 SKIPPED = 77 # a check's exit code when it cannot be done here
 
 def call(*command, cwd=ROOT, env=ENV):
     "Run a command; return its exit code and all it printed."
-    done = subprocess.run([str(c) for c in command], cwd=cwd, env=env, stdin=subprocess.DEVNULL, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors='replace', timeout=2400)
-    return done.returncode, done.stdout
+    with tempfile.TemporaryFile('w+', errors='replace') as said:
+        try:
+            done = subprocess.run([str(c) for c in command], cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, timeout=2400)
+            code, end = done.returncode, ''
+        except subprocess.TimeoutExpired as late: code, end = 1, f'\nIt was stopped after {late.timeout:.0f} s.\n'
+        said.seek(0)
+        return code, said.read() + end
 
 def tracked():
     "The files of the working tree that git has or would take."
@@ -45,11 +50,11 @@ def in_step():
 
 def notebook(file): return one(*call(BIN/'nbdev_test', '--path', file, '--do_print', '--timing', '--n_workers', 0))
 
-def tests():
-    "The tests of tests/, counted one by one."
+def tests(files):
+    "Some files of tests/, counted one by one."
     with tempfile.TemporaryDirectory() as folder:
         code, text = call(sys.executable, '-m', 'pytest', '-q', '-rfEs', '-p', 'no:cacheprovider', '--durations=5',
-                          f'--junitxml={folder}/tests.xml', 'tests')
+                          f'--junitxml={folder}/tests.xml', *files)
         report = Path(folder)/'tests.xml'
         suites = xml.parse(report).getroot().iter('testsuite') if report.exists() else []
         count = {k: 0 for k in ('tests', 'failures', 'errors', 'skipped')}
@@ -60,7 +65,8 @@ def tests():
 def main():
     lessons = [f for f in tracked() if f.suffix == '.ipynb' and not (f.parent/'.notest').exists()
                and not any(p[0] in '._' for p in f.relative_to(ROOT).parts)]
-    checks = {'tests': tests, 'the site and its links': lambda: one(*call(sys.executable, '.ci/docs.py')),
+    files = sorted((ROOT/'tests').glob('test_*.py'), key=lambda file: -file.stat().st_size) # dealt out, so that each part takes about as long
+    checks = {**{f'tests, part {part + 1} of {PARTS}': lambda part=part: tests(files[part::PARTS]) for part in range(PARTS)}, 'the site and its links': lambda: one(*call(sys.executable, '.ci/docs.py')),
               **{str(f.relative_to(ROOT)): lambda f=f: notebook(f) for f in lessons},
               'modules and notebooks in step': in_step,
               'README.md in step': lambda: one(*call(sys.executable, '.ci/readme.py', '--check')),
@@ -78,7 +84,7 @@ def main():
             passed, failed, skipped, text, seconds = done.result()
             total = [a + b for a, b in zip(total, (passed, failed, skipped))]
             verdict = 'FAILED' if failed else 'skipped' if not passed else 'passed'
-            if not passed or failed or waiting[done] == 'tests': print('-'*100, text.rstrip(), '-'*100, sep='\n')
+            if not passed or failed or waiting[done].startswith('tests'): print('-'*100, text.rstrip(), '-'*100, sep='\n')
             print(f'{verdict:8}{seconds:6.1f} s  {waiting[done]}', flush=True)
     print(f'in {time.time() - start:.0f} s')
     print('{} passed, {} failed, {} skipped'.format(*total), flush=True)

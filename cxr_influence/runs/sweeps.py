@@ -207,6 +207,11 @@ def _outcomes(pool, calls:list, how:dict, stop:bool) -> list: # an error or '' p
         raise _Failed(f'{calls[futures[future]][1].name}: {error}')
     return errors
 
+# %% ../../nbs/8_runs/03_sweeps.ipynb #swe0026
+def _ended(error:str) -> str: # the status of a run that this sweep wanted
+    return {'': 'complete', _LOST: 'interrupted', 'stopped': 'interrupted',
+            _NOT_STARTED: 'not started'}.get(error, 'failed')
+
 # %% ../../nbs/8_runs/03_sweeps.ipynb #swe0027
 def sweep(
     experiment:str|Path, # a name of `experiments()`, or the path of a notebook
@@ -229,7 +234,3 @@ def sweep(
     rows = [_row(folder, job[2], _ended(error), error)
             for folder, job, error in zip(folders, jobs, errors)]
     return _table(rows, [folder.name for folder in folders])
-
-def _ended(error:str) -> str: # the status of a run that this sweep wanted
-    return {'': 'complete', _LOST: 'interrupted', 'stopped': 'interrupted',
-            _NOT_STARTED: 'not started'}.get(error, 'failed')
