@@ -199,11 +199,12 @@ def test_influence_predicts_leaving_one_out(rng):
         assert np.corrcoef(exact[k][:, :30].ravel(), left_out[:, :, k].T.ravel())[0, 1] > .99
         slope = (exact[k][:, :30] * left_out[:, :, k].T).sum() / (exact[k][:, :30]**2).sum()
         assert abs(slope - 1) < .15
-    given, halves = problem(rng, 1000), random_subsets(1000, 60) # of 150 images, half are too few for a first order
+    given = problem(rng, 1000)
+    most = np.stack([rng.permutation(1000) >= 100 for _ in range(60)]) # a first order holds for a tenth, in some frames not for half
     exact, product = (head_influence(*given, .1, hessian) for hessian in [True, False])
-    measured = retrain_heads(*given, halves, .1).mean(1)
-    assert np.mean(lds(exact.mean(1), halves, measured)) > .85
-    assert np.mean(lds(exact.mean(1), halves, measured)) >= np.mean(lds(product.mean(1), halves, measured)) - .05
+    measured = retrain_heads(*given, most, .1).mean(1)
+    assert np.mean(lds(exact.mean(1), most, measured)) > .9
+    assert np.mean(lds(exact.mean(1), most, measured)) >= np.mean(lds(product.mean(1), most, measured)) - .05
 
 def test_reliability_and_groups_follow_spearman_and_brown(rng):
     truth, loud = rng.normal(size=(4000, 1)), rng.uniform(.5, 2)

@@ -150,7 +150,7 @@ def test_the_verdict_counts_what_is_distinguishable(study, tmp_path):
         assert len(marked) == count and all(words in row.get_text() for row in marked)
 
 @pytest.mark.parametrize('low, high, words', [(.01, .3, '1 better, 0 worse, 0 not'), (-.3, -.01, '0 better, 1 worse, 0 not'),
-                                              (-.1, .1, '0 better, 0 worse, 1 not'), (0., .1, '0 are better, 0 worse, and 1 not')])
+                                              (-.1, .1, '0 better, 0 worse, 1 not'), (0., .1, '0 better, 0 worse, 1 not')])
 def test_a_changed_number_changes_the_sentence(study, tmp_path, low, high, words):
     file = study[2]/'subsets_remove_minus_random.csv'
     pd.read_csv(file).head(1).assign(low=low, high=high, difference=(low + high)/2).to_csv(file, index=False)
