@@ -66,7 +66,8 @@ def main():
     lessons = [f for f in tracked() if f.suffix == '.ipynb' and not (f.parent/'.notest').exists()
                and not any(p[0] in '._' for p in f.relative_to(ROOT).parts)]
     files = sorted((ROOT/'tests').glob('test_*.py'), key=lambda file: -file.stat().st_size) # dealt out, so that each part takes about as long
-    checks = {**{f'tests, part {part + 1} of {PARTS}': lambda part=part: tests(files[part::PARTS]) for part in range(PARTS)}, 'the site and its links': lambda: one(*call(sys.executable, '.ci/docs.py')),
+    parts = {f'tests, part {part + 1} of {PARTS}': lambda part=part: tests(files[part::PARTS]) for part in range(PARTS)}
+    checks = {**parts, 'the site and its links': lambda: one(*call(sys.executable, '.ci/docs.py')),
               **{str(f.relative_to(ROOT)): lambda f=f: notebook(f) for f in lessons},
               'modules and notebooks in step': in_step,
               'README.md in step': lambda: one(*call(sys.executable, '.ci/readme.py', '--check')),

@@ -81,7 +81,7 @@ def test_only_the_best_and_the_last_checkpoint_stay(data, tmp_path):
     best = best_checkpoint(tmp_path/'all')
     assert best_checkpoint(tmp_path/'few').facts['epoch'] == best.facts['epoch']
     assert {c.facts['epoch'] for c in list_checkpoints(tmp_path/'few')} == {best.facts['epoch'], 5}
-    assert sorted(path.name for path in (tmp_path/'few').rglob('removed.json*')) == ['removed.json'] * (5 - len({best.facts['epoch'], 5}))
+    assert sorted(path.name for path in (tmp_path/'few').rglob('removed.json')) == ['removed.json'] * (5 - len({best.facts['epoch'], 5}))
     speed = ['images_per_second', 'seconds']
     pd.testing.assert_frame_equal(read_history(tmp_path/'few').drop(columns=speed), read_history(tmp_path/'all').drop(columns=speed))
 
@@ -99,6 +99,20 @@ def test_what_was_removed_is_not_trained_again(data, tmp_path, monkeypatch, lose
     assert len(fit(data, run, recipe, device='cpu', after_epoch=prune)) == 5
     assert set(steps) == (set(range(before or 0, 5)) if loses == 'last' else set())
     assert all(weights[name].equal(tensor) for name, tensor in list_checkpoints(run)[-1]._tensors('model.safetensors').items())
+
+@pytest.mark.parametrize('harm', ['a bit', 'its end'])
+def test_damaged_facts_of_a_removed_checkpoint_do_not_count(data, tmp_path, harm):
+    recipe, run = Recipe('densenet_small', epochs=4, batch_size=64), tmp_path/'run'
+    history = fit(data, run, recipe, device='cpu', after_epoch=lambda _: _keep_best(run))
+    path = sorted(run.glob('*/removed.json'))[-1]
+    content = bytearray(path.read_bytes())
+    at = content.index(b'"epoch": ') + len('"epoch": ')
+    content[at] ^= 1 # the number of another epoch: still JSON
+    path.write_bytes(content if harm == 'a bit' else content[:-9])
+    again = fit(data, run, recipe, device='cpu')
+    columns = ['learning_rate', 'train_loss', 'validation_loss', 'validation_auroc']
+    pd.testing.assert_frame_equal(again[columns], history[columns])
+    assert path.parent.name in {one.folder.name for one in list_checkpoints(run)} # made again
 
 def test_two_that_meet_train_once(data, tmp_path, monkeypatch):
     seen = []

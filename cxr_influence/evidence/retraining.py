@@ -135,9 +135,6 @@ def _quiet_bars():
         if before is None: del os.environ['TQDM_DISABLE']
         else: os.environ['TQDM_DISABLE'] = before
 
-def _is_lost(error:Exception) -> bool: # whether a process was killed, Dask's included
-    return isinstance(error, BrokenExecutor) or type(error).__name__ == 'KilledWorker'
-
 def _call(function, number:int, arguments:tuple, threads:int|None) -> tuple: # number, result
     "Call a function that has so many cores."
     before = torch.get_num_threads()
@@ -175,6 +172,9 @@ def _as_they_end(
             delayed(_call)(function, *call, threads) for call in calls)
 
 # %% ../../nbs/6_evidence/01_retraining.ipynb #retr0027
+def _is_lost(error:Exception) -> bool: # whether a process was killed, Dask's included
+    return isinstance(error, BrokenExecutor) or type(error).__name__ == 'KilledWorker'
+
 def run_side_by_side(
     function, # of a module, so that other processes find it
     calls:list, # of tuples of arguments

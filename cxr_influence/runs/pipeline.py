@@ -231,7 +231,7 @@ def _retrain(results:str|Path, **parameters) -> Path: # the run's folder
 
 # %% ../../nbs/8_runs/06_pipeline.ipynb #pipe034
 _PHANTOM = dict(recipe='small')
-_PHANTOM_GRID = dict(remove=[.3], select=[.3], seeds=3)
+_PHANTOM_GRID = dict(remove=[.4], select=[.2], seeds=3)
 _REAL = dict(recipe='default', weights='random', image_size=64, epochs=4, learning_rate=1e-3)
 _REAL_GRID = dict(remove=[.35], select=[.2], seeds=1)
 _CAVEAT = ('This is a small demonstration that every step works, not a statement about the '

@@ -573,8 +573,9 @@ def _subset_verdict(runs:list) -> list: # sentences
     rows = _differences(runs)
     if not len(rows): return ['**Subsets.** No subset could be compared with a random one.']
     marks = pd.Series([_reading(row) for row in rows.itertuples()])
+    plural = 'comparison' if len(rows) == 1 else 'comparisons'
     better, worse = (marks == 'better').sum(), (marks == 'worse').sum()
-    lines = [f'**Subsets.** {len(rows)} comparisons with random subsets of the same size: '
+    lines = [f'**Subsets.** {len(rows)} {plural} with random subsets of the same size: '
              f'**{better}** better, **{worse}** worse, {(marks == "").sum()} not '
              f'distinguishable from random. By chance alone about {len(rows) / 20:.1g} would '
              'seem to differ.']

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..data.files import DamagedFile, InputError, _check, _checksum, _write_whole
+from ..data.files import DamagedFile, InputError, _check, _checksum, _checksum_path, _write_whole
 from ..data.labels import FINDINGS
 from .losses import FocalLoss
 from .networks import _load_state, make_model
@@ -179,13 +179,6 @@ def _state_files(folder:str|Path, name:str) -> list: # but for unfinished and da
             if path.parent.suffix not in ('.part', '.damaged')]
 
 @patch
-def _remove(self:Checkpoint) -> None:
-    "Delete what is large, and keep the facts as those of an epoch that need not be made again."
-    (self.folder / 'checkpoint.json').rename(self.folder / 'removed.json')
-    for file in self.folder.iterdir():
-        if file.name != 'removed.json': file.unlink()
-
-@patch
 def _last_good(self:Checkpoint) -> str: # for a sentence
     "Name the last checkpoint of this run, before this one, that is whole."
     for path in reversed(_state_files(self.folder.parent, 'checkpoint.json')):
@@ -248,3 +241,20 @@ def best_checkpoint(
         auroc = checkpoint.facts['validation_auroc']
         return -1. if math.isnan(auroc) else auroc, -checkpoint.facts['validation_loss']
     return max(list_checkpoints(folder), key=merit)
+
+# %% ../../nbs/4_training/04_checkpoints.ipynb #rmv00002
+@patch
+def _remove(self:Checkpoint) -> None:
+    "Delete a checkpoint, but for its facts, which are renamed last."
+    facts, kept = self.folder / 'checkpoint.json', self.folder / 'removed.json'
+    if _checksum_path(facts).exists(): _checksum_path(facts).rename(_checksum_path(kept))
+    facts.rename(kept)
+    for file in self.folder.iterdir():
+        if file not in (kept, _checksum_path(kept)): file.unlink()
+
+def _removed(folder:str|Path) -> list: # facts of a run's removed checkpoints, if undamaged
+    found = []
+    for path in _state_files(folder, 'removed.json'):
+        try: found.append(json.loads(_check(path).read_text()))
+        except ValueError: continue
+    return found

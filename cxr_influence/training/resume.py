@@ -22,7 +22,7 @@ from ..data.batches import Data
 from ..data.files import DamagedFile, InputError, _warn, _write_whole, _writing
 from ..data.splits import check_splits
 from .checkpoints import (Checkpoint, Recipe, _check_recipe,
-    _state_files, list_checkpoints, save_checkpoint)
+    _removed, _state_files, list_checkpoints, save_checkpoint)
 from .distributed import Processes, join_processes
 from .loop import _run_settings, _Training
 from .networks import _load_state
@@ -128,9 +128,6 @@ def _check_same_run(state:Checkpoint, out:Path, run:dict) -> None:
 
 # %% ../../nbs/4_training/06_resume.ipynb #cksum002
 def _is_checkpoint(state:Checkpoint) -> bool: return 'sums' not in state.facts
-
-def _removed(out:Path) -> list: # facts of the epochs whose checkpoints were removed
-    return [json.loads(path.read_text()) for path in _state_files(out, 'removed.json')]
 
 def _newest(
     states:list, # of `Checkpoint`
