@@ -208,6 +208,9 @@ def test_two_who_meet_at_a_run_share_it(tiny, tmp_path):
     with ThreadPoolExecutor(3) as pool: folders = [job.result() for job in [pool.submit(run, tiny, a=n) for _ in range(3)]]
     assert len(set(folders)) == 1 and executed(tmp_path) == 1
 
+def test_the_order_of_parameters_does_not_matter(tiny, tmp_path):
+    assert run(tiny, a=3., b=7.) == run(tiny, b=7., a=3.) and executed(tmp_path) == 1
+
 def test_a_name_belongs_to_one_run(tiny, tmp_path):
     folder = run(tiny, name='mine', a=1)
     with refused('holds a run with other parameters (a is 1.0, and 2.0 is wanted)'): run(tiny, name='mine', a=2)
@@ -266,6 +269,30 @@ def test_a_sweep_of_four_with_one_failing_is_a_frame_of_four(tiny, tmp_path):
     with refused('seed'): sweep(tiny, {'seed': [1]})
     with refused('a is'): sweep(tiny, {'a': [1, 'x']})
     assert executed(tmp_path) == 5
+
+@pytest.mark.parametrize('by, harm', [('run', 'a bit'), ('run', 'the file'), ('papermill', 'its end')])
+def test_damaged_results_are_not_used_and_made_again(tmp_path, monkeypatch, harm, by):
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path/'tiny.ipynb', FIRST, *RECORDED)
+    if by == 'run': folder = run(path, a=3., b=7.)
+    else:
+        papermill.execute_notebook(path, tmp_path/'o.ipynb', dict(a=3., b=7.))
+        folder = tmp_path/'by-hand'
+    row, content = folder/'row.csv', (folder/'row.csv').read_bytes()
+    spoilt = bytearray(content)
+    spoilt[-random.randrange(2, 9)] ^= 1 # a digit becomes another
+    if harm == 'the file': row.unlink()
+    else: row.write_bytes({'a bit': spoilt, 'its end': content[:-5]}[harm])
+    assert _status(folder) == 'damaged'
+    table = collect(folder)
+    assert table.status.tolist() == ['damaged'] and 'row.csv' in table.error.iloc[0] and 'result' not in table
+    with refused('no complete run'): repeat(folder)
+    if by == 'papermill': papermill.execute_notebook(path, tmp_path/'o.ipynb', dict(a=3., b=7.))
+    else:
+        assert plan(path, {'a': [3.]}, b=7.)['status'].tolist() == ['damaged']
+        assert sweep(path, {'a': [3.]}, b=7.)['result'].round(12).tolist() == [round(3 / 7, 12)]
+    assert _status(folder) == 'complete' and row.read_bytes() == content
+    assert (folder/'row.csv.damaged').exists() == (harm != 'the file') # nothing is lost
 
 def test_another_runs_results_are_never_in_a_row(tiny):
     "A run that is refused has a row, without the results of the one that has its name."

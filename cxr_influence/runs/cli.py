@@ -172,8 +172,8 @@ def _show(table) -> None: # a frame or a column
 
 def _show_run(folder:Path) -> None:
     "Print the row of a run, and where it is."
-    import pandas as pd
-    row = pd.read_csv(folder / 'row.csv').iloc[0].rename(folder.name)
+    from cxr_influence.runs.runs import _read_row
+    row = _read_row(folder).iloc[0].rename(folder.name)
     _show(row.to_frame())
     print('The run is in', folder)
 

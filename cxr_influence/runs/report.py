@@ -21,7 +21,7 @@ from PIL import Image
 
 import cxr_influence
 from ..data.batches import load_data
-from ..data.files import InputError, _digest, _write_whole, project_path
+from ..data.files import InputError, _check, _digest, _write_whole, project_path
 from ..data.labels import FINDINGS, decode_labels
 from ..measures.results import show_results
 from ..phantom.dataset import read_truth
@@ -79,6 +79,12 @@ def _read_runs(folders) -> dict: # experiment -> its runs
         groups[name] = [run._replace(label=label) for run, label in zip(runs, labels)]
     return groups
 
+# %% ../../nbs/8_runs/04_report.ipynb #rpfile01
+def _file(run:_Run, name:str) -> Path|None: # None: the run has none
+    "Find a file of a run. Raises `DamagedFile` if it is not as the run wrote it."
+    path, noted = run.folder / name, run.facts.get('results', {}).get(name)
+    return _check(path, noted, 'run it again') if noted or path.is_file() else None
+
 # %% ../../nbs/8_runs/04_report.ipynb #rp012
 _WORDS = {'image', 'finding', 'by', 'slice', 'metric', 'valuation', 'mode', 'rule'} # columns
 
@@ -89,9 +95,8 @@ def _table(
     needed:bool=False, # whether the run is incomplete without it
 ) -> pd.DataFrame|None: # None: the run has no such table, or an empty one
     "Read a run's table. Raises `InputError` if it cannot be used."
-    path = run.folder / f'{stem}.csv'
-    if not path.is_file():
-        if needed: raise InputError(f'{run.folder} has no {path.name}: run it again.')
+    if not (path := _file(run, f'{stem}.csv')):
+        if needed: raise InputError(f'{run.folder} has no {stem}.csv: run it again.')
         return None
     try: table = pd.read_csv(path, converters={'image': str}) # a name is never a number
     except (OSError, ValueError) as error: # pandas' own errors are ValueErrors
@@ -558,8 +563,7 @@ def _influence_verdict(run:_Run) -> list: # sentences
 # %% ../../nbs/8_runs/04_report.ipynb #rp092
 def _caution(run:_Run) -> list: # sentences
     "Count the warnings of the model card, and repeat the first."
-    path = run.folder / 'model_card.md'
-    if not path.is_file(): return []
+    if not (path := _file(run, 'model_card.md')): return []
     found = re.search(r'^## Warnings\n(.*?)(?=^## |\Z)', path.read_text(encoding='utf-8'),
                       re.M | re.S)
     lines = re.findall(r'^\* (.+)$', found[1], re.M) if found else []
@@ -665,8 +669,7 @@ def _model_cards(runs:list) -> list: # sections
     "Show the model cards of the training runs."
     sections = []
     for run in runs[:_SHOWN]:
-        path = run.folder / 'model_card.md'
-        if not path.is_file(): continue
+        if not (path := _file(run, 'model_card.md')): continue
         title, _, body = path.read_text(encoding='utf-8').partition('\n')
         title = _short(re.sub(r'^#+ *(Model card: *)?', '', title))
         title += f' ({run.label})' if run.label else ''

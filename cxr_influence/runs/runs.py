@@ -27,7 +27,8 @@ from nbclient.exceptions import DeadKernelError
 
 import cxr_influence
 from ..data.batches import Data
-from ..data.files import InputError, _write_whole, project_path
+from ..data.files import (DamagedFile, InputError, _check, _checksum, _warn,
+    _write_whole, project_path)
 from ..data.nih import find_files
 from .parameters import (_code_cells, _read_parameters, _template,
     check_limits, check_parameters, parameters_of)
@@ -106,6 +107,38 @@ def _code() -> dict: # JSON
     "Describe the package."
     return dict(version=cxr_influence.__version__, source=_source_hash(), **_commit())
 
+# %% ../../nbs/8_runs/02_runs.ipynb #dmg00002
+def _checksums(folder:Path) -> dict: # name -> checksum
+    "Compute the checksums of the tables in a run's folder."
+    tables = [path for path in sorted(folder.iterdir()) if path.is_file()
+              and path.suffix in ('.csv', '.parquet', '.json', '.md') and path.name != 'run.json']
+    return {path.name: _checksum(path) for path in tables if not path.name.startswith('.')}
+
+def _damaged(folder:Path) -> list: # names of tables that are not as the run wrote them
+    found = []
+    for name, noted in _read_record(folder).get('results', {}).items():
+        try: _check(folder / name, noted)
+        except DamagedFile: found.append(name)
+    return found
+
+def _set_tables_aside(folder:Path) -> None:
+    "Rename the damaged tables of a run, which will write them again."
+    for name in _damaged(folder):
+        _warn(f'{folder / name} is missing or not as the run wrote it: the run is executed '
+              'again.')
+        with suppress(FileNotFoundError): os.replace(folder / name, folder / f'{name}.damaged')
+
+# %% ../../nbs/8_runs/02_runs.ipynb #dmg00003
+def _read_row(folder:Path) -> pd.DataFrame: # one row
+    "Read the results of a run. Raises `InputError` if there are none, or they are damaged."
+    path, noted = folder / 'row.csv', _read_record(folder).get('results', {}).get('row.csv')
+    try: table = pd.read_csv(_check(path, noted, remedy='run it again'))
+    except (OSError, ValueError) as error: # pandas' own errors are ValueErrors
+        if isinstance(error, InputError): raise
+        raise InputError(f'{path} cannot be read ({error}): run it again.') from None
+    if len(table): return table.head(1)
+    raise InputError(f'{path} has no row: run it again.')
+
 # %% ../../nbs/8_runs/02_runs.ipynb #run0019
 def _lock(path:Path, seconds:float=-1) -> FileLock: # acquired; -1: wait as long as it takes
     "Acquire a lock file. Raises `Timeout`, or `InputError` if the folder cannot be written."
@@ -130,9 +163,10 @@ def _holding(folder:Path): # yields whether it had to wait
     try: yield waited
     finally: lock.release()
 
-def _status(folder:Path) -> str: # complete, failed, interrupted, running; empty: no run
+def _status(folder:Path) -> str: # complete, damaged, failed, interrupted, running; or empty
     "Tell how a run ended, or that it still runs."
     status = _read_record(folder).get('status', '')
+    if status == 'complete' and _damaged(folder): return 'damaged'
     if status != 'running': return status
     try: _lock(folder / '.lock', 0).release()
     except Timeout: return 'running'
@@ -153,8 +187,7 @@ def _differences(
 
 def _is_complete(folder:Path, wanted:dict) -> bool:
     "Check whether this very run has finished in a folder."
-    record = _read_record(folder)
-    return record.get('status') == 'complete' and not _differences(record, wanted)
+    return _status(folder) == 'complete' and not _differences(_read_record(folder), wanted)
 
 # %% ../../nbs/8_runs/02_runs.ipynb #run0026
 _STAYS = ('.lock', '.kernel.lock', 'earlier', 'repeated')
@@ -289,6 +322,7 @@ def _begin(
                          f'{old.get(name)!r}, and {new.get(name)!r} is wanted): '
                          'give another name, or again=True.')
     if different: _set_aside(folder, different)
+    elif _status(folder) == 'damaged': _set_tables_aside(folder)
     attempts = _read_record(folder).get('attempts', 0) + 1
     _write_whole(folder / 'run.json', json.dumps(facts | dict(
         status='running', start=_now(), attempts=attempts), indent=1, default=str))
@@ -307,7 +341,8 @@ def end_run(
     _note(folder, peak_memory_mb=peak)
     if not _under_run(folder): # there, other cells may follow
         seconds = round(time.monotonic() - _CURRENT['began'], 1)
-        _note(folder, status='complete', end=_now(), seconds=seconds, error=None)
+        _note(folder, status='complete', end=_now(), seconds=seconds, error=None,
+              results=_checksums(folder))
         _CURRENT.pop('lock').release()
         _CURRENT.pop('folder')
     return row
@@ -472,7 +507,9 @@ def _terminable():
 def _ending(folder:Path):
     "Note how a run ends."
     began, facts = time.monotonic(), dict(status='complete', error=None)
-    try: yield
+    try:
+        yield
+        facts |= dict(results=_checksums(folder))
     except KeyboardInterrupt:
         facts = dict(status='interrupted', error='stopped by a signal')
         raise
@@ -551,9 +588,10 @@ def _one_voice():
         sys.exit(1)
 
 # %% ../../nbs/8_runs/02_runs.ipynb #a11b0017
-def _check_given(path:Path, parameters:dict) -> dict: # converted
+def _check_given(path:Path, parameters:dict) -> dict: # converted, in the notebook's order
     if 'out' in parameters: raise InputError("out is the run's folder: use name and runs.")
-    return check_parameters(parameters, path)
+    values = check_parameters(parameters, path)
+    return {one.name: values[one.name] for one in parameters_of(path) if one.name in values}
 
 # %% ../../nbs/8_runs/02_runs.ipynb #run0064
 def _run_here(path:Path, given:dict, folder:Path, again:bool) -> Path|None:
@@ -578,8 +616,8 @@ def run(
 # %% ../../nbs/8_runs/02_runs.ipynb #run0080
 def _repeat_call(folder:Path, record:dict) -> tuple: # template, parameters
     "Prepare the repetition of a run. Raises `InputError`."
-    if record.get('status') != 'complete':
-        raise InputError(f'{folder} holds no complete run: give the folder of one.')
+    if (status := _status(folder) or 'missing') != 'complete':
+        raise InputError(f'{folder} holds no complete run (it is {status}): give another.')
     path = Path(record.get('notebook', ''))
     if path.suffix != '.ipynb' or not path.is_file(): path = _template(record['experiment'])
     given = {one.name: record['parameters'][one.name] for one in parameters_of(path)
@@ -608,5 +646,5 @@ def repeat(
     changed = _differences(record, now)
     if changed: print(f'Changed since this run: {", ".join(changed)}.', file=sys.stderr)
     _run(path, given, folder / 'repeated', again=True)
-    rows = [pd.read_csv(one / 'row.csv').iloc[0] for one in (folder, folder / 'repeated')]
+    rows = [_read_row(one).iloc[0] for one in (folder, folder / 'repeated')]
     return _compare_rows(*rows)

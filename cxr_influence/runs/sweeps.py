@@ -20,8 +20,8 @@ from tqdm import tqdm
 from ..data.files import InputError, project_path
 from ..evidence.retraining import _is_lost
 from .parameters import _plain, _template
-from .runs import (_check_given, _differences, _Failed, _KERNELS,
-    _read_record, _run, _run_facts, _run_folder, _run_name, _status, _terminable)
+from .runs import (_check_given, _damaged, _differences, _Failed, _KERNELS,
+    _read_record, _read_row, _run, _run_facts, _run_folder, _run_name, _status, _terminable)
 from ..training.networks import best_device
 
 # %% ../../nbs/8_runs/03_sweeps.ipynb #swe0008
@@ -84,11 +84,6 @@ _AT_END = ['status', 'error', 'seconds']
 def _words(value): # a list as text, for a cell of a table
     return ', '.join(map(str, value)) if isinstance(value, list) else value
 
-def _results(folder:Path) -> dict: # of a run: its first row; empty if there is none
-    with suppress(OSError, ValueError, IndexError):
-        return pd.read_csv(folder / 'row.csv').to_dict('records')[0]
-    return {}
-
 # %% ../../nbs/8_runs/03_sweeps.ipynb #swe0016
 def _row(
     folder:Path, # of a run
@@ -97,8 +92,11 @@ def _row(
     error:str|None,
 ) -> dict:
     "Join parameters, results and status of a run; only a complete one has results."
-    row = _results(folder) if status == 'complete' else {}
-    if status == 'complete' and not row: error = 'it wrote no row.csv'
+    row = {}
+    if status == 'complete':
+        try: row = _read_row(folder).to_dict('records')[0]
+        except InputError as wrong: error = str(wrong)
+    if status == 'damaged': error = f'damaged: {", ".join(_damaged(folder))}; run it again'
     shown = {name: _words(value) for name, value in shown.items()}
     ends = [status, error or None, _read_record(folder).get('seconds')]
     return shown | {name: row[name] for name in row if name not in shown} | dict(
