@@ -14,7 +14,7 @@ demo: env   ## the whole study, small: DATA=folder takes real images; ARGS=... g
 	@$(BIN)/cxr_demo $(if $(DATA),--data "$(DATA)") $(ARGS)
 test: env   ## everything that is checked, with a count at the end
 	@$(BIN)/python .ci/test.py
-faults: env ## hurt real runs in every way we know (kill, full disk, flipped bits ...): most of an hour
+faults: env ## hurt real runs in every way we know (kill, full disk, flipped bits ...): about five minutes
 	@$(BIN)/python tests/faults.py $(ARGS)
 lab: env    ## JupyterLab on the notebooks, for this machine only, with a token; ARGS=... goes to it
 	@$(BIN)/jupyter lab nbs --ServerApp.ip=127.0.0.1 $(ARGS)
