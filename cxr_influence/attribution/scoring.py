@@ -28,7 +28,7 @@ from cxr_influence.data.files import (InputError, _check, _keep, _read_kept, _re
     _write_whole, _writing)
 from ..data.labels import FINDINGS
 from ..data.splits import check_splits
-from ..training.checkpoints import Checkpoint, list_checkpoints
+from ..training.checkpoints import Checkpoint, _epochs_to_sum
 from ..training.distributed import Processes, join_processes
 from ..training.networks import weights_checksum
 from ..training.resume import _wait_for
@@ -444,19 +444,16 @@ def _check_scorable(
     "Raise `InputError` unless the checkpoints are of one run on this data, with their rates."
     check_splits(data.frame)
     for checkpoint in checkpoints: _check_data(checkpoint, data)
-    for checkpoint in checkpoints: _check_rate(checkpoint, checkpoints[0])
+    for checkpoint in checkpoints: _check_rate(checkpoint)
     if not sum(checkpoint.facts['learning_rate'] for checkpoint in checkpoints):
         raise InputError(f'All learning rates in {checkpoints[0].folder.parent} are zero: '
                          'no step was taken, and every score would be zero.')
 
-def _check_rate(checkpoint:Checkpoint, first:Checkpoint) -> None:
+def _check_rate(checkpoint:Checkpoint) -> None:
     rate = checkpoint.facts['learning_rate']
     if not isinstance(rate, (int, float)) or not math.isfinite(rate) or rate < 0:
         raise InputError(f'{checkpoint.folder} has the learning rate {rate}: TracIn needs '
                          'that of its epoch in checkpoint.json.')
-    if checkpoint.facts['loss'] != first.facts['loss']:
-        raise InputError(f'{checkpoint.folder} was trained with another loss than '
-                         f'{first.folder}: score one run at a time.')
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #382b44ba
 def _add_up(
@@ -548,7 +545,7 @@ def influence(
     **settings, # `batch_size` (32) and `device`
 ) -> pd.DataFrame: # index `image`: `influence`, `rank` (1 is most helpful), ..., `loss`
     "TracInCP scores of every training image (Pruthi et al. 2020, section 3.1)."
-    start, out, checkpoints = time.perf_counter(), Path(out), list_checkpoints(run)
+    start, out, checkpoints = time.perf_counter(), Path(out), _epochs_to_sum(run)
     processes = settings['processes'] = join_processes(settings.pop('device', None))
     _check_scorable(checkpoints, data)
     query = _Query(query_losses(data.frame, per_finding, groups, against), layers, against)

@@ -368,6 +368,7 @@ def run_subsets(
 ) -> pd.DataFrame: # one row per retraining, in the grid's order
     "Retrain on every subset that is not done yet; return all rows. Raises `InputError`."
     baseline, out, images = list_checkpoints(checkpoints)[0], project_path(out), len(data.train)
+    baseline.recipe() # which is followed
     _check_data(baseline, data)
     _check_grid(grid, data)
     epochs = [_budget_epochs(len(kept), images, baseline.facts, budget) for kept in grid.kept]

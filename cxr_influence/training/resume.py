@@ -6,7 +6,7 @@
 __all__ = ['read_history', 'fit']
 
 # %% ../../nbs/4_training/06_resume.ipynb #529f15bb
-import itertools, json, shutil, signal, sys, tempfile, threading, time
+import itertools, json, shutil, signal, sys, tempfile, threading, time, uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,8 +21,8 @@ from tqdm import tqdm
 from ..data.batches import Data
 from ..data.files import DamagedFile, InputError, _warn, _write_whole, _writing
 from ..data.splits import check_splits
-from .checkpoints import (Checkpoint, Recipe, _check_recipe,
-    _removed, _state_files, list_checkpoints, save_checkpoint)
+from .checkpoints import (Checkpoint, Recipe, _check_one_run,
+    _check_recipe, _removed, _state_files, list_checkpoints, save_checkpoint)
 from .distributed import Processes, join_processes
 from .loop import _run_settings, _Training
 from .networks import _load_state
@@ -111,6 +111,7 @@ def _find_states(
         if state and state._is_whole(): whole.append(state)
         else: damaged.append(path.parent)
     if whole: _check_same_run(_newest(whole, whole[-1].facts['epoch']), out, run)
+    _check_one_run([*filter(_is_checkpoint, whole)])
     processes.wait() # all have looked before anything is moved
     if processes.main:
         for folder in damaged: _set_aside(folder)
@@ -147,6 +148,8 @@ def _start_or_resume(
     "Start a run, or restore its newest state."
     states = _find_states(out, run, processes)
     last = _newest(states, removed=_removed(out))
+    identity = states[0].facts.get('run') if states else uuid.uuid4().hex[:12]
+    run = run | {'run': identity} # earlier versions gave none
     training = _Training(data, run, processes, 'random' if last else None, compile)
     training.sums, training.states = dict(_NO_SUMS), [*filter(_is_checkpoint, states)]
     if last: training._restore(last)
