@@ -1,0 +1,280 @@
+"What people bring: pixels of any depth, names that are text, groups, scores of others, few images."
+import math, shutil
+
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+from PIL import Image, ImageOps
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, JPEGLSLossless
+
+from conftest import sentence
+from cxr_influence.data.batches import load_data
+from cxr_influence.data.images import read_image
+from cxr_influence.data.nih import read_nih
+from cxr_influence.data.store import decode, open_store, verify_store
+
+RNG = np.random.default_rng()
+H, W = 40, 56
+
+def values(bits, height=H, width=W):
+    "Random values whose extremes are those of the bits."
+    made = RNG.integers(0, 2**bits, (height, width))
+    made.flat[:2] = 0, 2**bits - 1
+    return made.astype(np.uint16)
+
+def grey(made, top, low=0): return np.floor(255 * (made.astype(float) - low) / (top - low) + .5).astype(np.uint8)
+
+def dicom(path, made, kind='MONOCHROME2', bits=12, syntax=ExplicitVRLittleEndian, **elements):
+    file = Dataset()
+    file.file_meta = FileMetaDataset(TransferSyntaxUID=ExplicitVRLittleEndian)
+    file.SOPClassUID = DigitalXRayImageStorageForPresentation
+    file.set_pixel_data(made, kind, bits)
+    for name, value in elements.items(): setattr(file, name, value)
+    if syntax.is_compressed:
+        file.PixelData, file.file_meta.TransferSyntaxUID = encapsulate([bytes(64)]), syntax
+        file['PixelData'].VR, file['PixelData'].is_undefined_length = 'OB', True
+    file.save_as(path, enforce_file_format=True)
+    return path
+
+def plain(path): return read_image(path)[0]
+
+def check(path, expected, atol=0):
+    pixels, width, height = read_image(path)
+    assert pixels.dtype == np.uint8 and (height, width) == expected.shape
+    np.testing.assert_allclose(pixels.astype(int), expected.astype(int), atol=atol)
+
+# --- the range of a file ---
+
+@pytest.mark.parametrize('bits', [8, 9, 10, 12, 13, 14, 16])
+@pytest.mark.parametrize('suffix', ['.png', '.tif', 'LZW.tif', '32.tif'])
+def test_a_file_of_16_bits_is_scaled_by_the_bits_it_uses(tmp_path, bits, suffix):
+    made, path = values(bits), tmp_path/f'x{suffix}'
+    image = Image.fromarray(made.astype(np.int32) if '32' in suffix else made)
+    image.save(path, **({'compression': 'tiff_lzw'} if 'LZW' in suffix else {}))
+    check(path, grey(made, 2**(bits + bits % 2) - 1))
+    assert len(np.unique(plain(path))) >= 128
+
+@pytest.mark.parametrize('kind', ['MONOCHROME1', 'MONOCHROME2'])
+@pytest.mark.parametrize('slope', [None, 2, -.5])
+@pytest.mark.parametrize('used, stored', [(10, 10), (12, 12), (12, 16), (10, 16), (16, 16), (14, 14)])
+def test_dicom_of_any_bits_slope_and_polarity(tmp_path, kind, slope, used, stored):
+    made = values(used)
+    rescale = {} if slope is None else dict(RescaleSlope=slope, RescaleIntercept=-700)
+    path = dicom(tmp_path/'x.dcm', made, kind, stored, **rescale)
+    inverted = (kind == 'MONOCHROME1') ^ (slope is not None and slope < 0)
+    top = 2**(used if stored == 16 else stored) - 1
+    check(path, 255 - grey(top - made, top) if not inverted else grey(top - made, top), atol=1)
+    check(path, grey(top - made if inverted else made, top), atol=1)
+
+@pytest.mark.parametrize('kind', ['MONOCHROME1', 'MONOCHROME2'])
+@pytest.mark.parametrize('slope, intercept', [(1, 0), (2, -1000), (-1, 4095), (-.25, 30)])
+@pytest.mark.parametrize('function', ['LINEAR', 'LINEAR_EXACT', 'SIGMOID'])
+def test_dicom_windows_by_their_definition(tmp_path, kind, slope, intercept, function):
+    made = values(12)
+    x = made * float(slope) + intercept
+    c, w = float(round(x.mean())), float(round(np.ptp(x) / 3))
+    path = dicom(tmp_path/'x.dcm', made, kind, 12, RescaleSlope=slope, RescaleIntercept=intercept,
+                 WindowCenter=c, WindowWidth=w, VOILUTFunction=function)
+    if function == 'LINEAR': y = ((x - (c - .5)) / (w - 1) + .5).clip(0, 1)
+    if function == 'LINEAR_EXACT': y = ((x - c) / w + .5).clip(0, 1)
+    if function == 'SIGMOID': y = 1 / (1 + np.exp(-4 * (x - c) / w))
+    if kind == 'MONOCHROME1': y = 1 - y
+    check(path, np.floor(255 * y + .5), atol=1)
+
+def test_dicom_of_signed_values(tmp_path):
+    made = values(12).astype(np.int32)
+    check(dicom(tmp_path/'a.dcm', (made - 2048).astype(np.int16), bits=12), grey(made, 4095))
+    check(dicom(tmp_path/'b.dcm', (made - 2048).astype(np.int16), bits=16), grey(made, 4095))
+    check(dicom(tmp_path/'c.dcm', made.astype(np.int16), bits=16), grey(made, 4095)) # a sign that no value has
+    check(dicom(tmp_path/'d.dcm', (made - 2048).astype(np.int16), bits=16, RescaleSlope=1, RescaleIntercept=2048), grey(made, 4095))
+
+def test_dicom_padding_is_black_and_not_of_the_range(tmp_path):
+    made = values(12)
+    made[:5] = 65535
+    for kind in ['MONOCHROME1', 'MONOCHROME2']:
+        inside = grey(4095 - made.clip(0, 4095) if kind == 'MONOCHROME1' else made.clip(0, 4095), 4095)
+        inside[:5] = 0
+        check(dicom(tmp_path/f'{kind}.dcm', made, kind, 16, PixelPaddingValue=65535), inside)
+
+def test_dicom_of_a_lookup_table(tmp_path):
+    made = values(12)
+    for name, bits in {'VOILUTSequence': 10, 'ModalityLUTSequence': 16}.items():
+        table, curve = Dataset(), np.sort(RNG.integers(0, 2**bits, 4096)).astype('<u2')
+        table.LUTDescriptor, table.LUTData, table.ModalityLUTType = [4096, 0, bits], curve.tobytes(), 'US'
+        table['LUTDescriptor'].VR, table['LUTData'].VR = 'US', 'OW'
+        path = dicom(tmp_path/f'{name}.dcm', made, **{name: pydicom.Sequence([table])})
+        check(path, grey(curve[made], 2**bits - 1), atol=1)
+
+def test_white_may_be_zero_in_tiff(tmp_path):
+    made = values(12)
+    Image.fromarray(made).save(tmp_path/'x.tif', tiffinfo={262: 0})
+    check(tmp_path/'x.tif', grey(4095 - made, 4095), atol=1)
+
+# --- orientation ---
+
+TURNS = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: np.rot90(np.fliplr(a)),
+         6: lambda a: np.rot90(a), 7: lambda a: np.rot90(np.fliplr(a), 3), 8: lambda a: np.rot90(a, 3)}
+
+@pytest.mark.parametrize('kind', ['PNG', 'TIFF', 'LZW', 'deep PNG', 'deep TIFF', 'deep LZW', 'JPEG', 'color JPEG'])
+@pytest.mark.parametrize('orientation', TURNS)
+def test_every_exif_orientation(tmp_path, orientation, kind):
+    made = np.add.outer(np.arange(H) * 2, np.arange(W)).astype(np.uint8)
+    made[:8, :8] = 250 # a corner
+    stored = np.ascontiguousarray(TURNS[orientation](made))
+    image, tag, path = Image.fromarray(stored.astype(np.uint16) * 16 if 'deep' in kind else stored), Image.Exif(), tmp_path/'x'
+    if 'color' in kind: image = image.convert('RGB')
+    tag[274] = orientation
+    more = {'compression': 'tiff_lzw'} if 'LZW' in kind else {'quality': 95} if 'JPEG' in kind else {}
+    image.save(path, {'LZW': 'TIFF'}.get(kind.split()[-1], kind.split()[-1]), exif=tag, **more)
+    expected = grey(made.astype(np.uint16) * 16, 4095) if 'deep' in kind else made
+    check(path, expected, atol=14 if 'JPEG' in kind else 0)
+
+# --- other kinds ---
+
+@pytest.mark.parametrize('mode', ['P', 'PA', 'RGBX', 'CMYK', 'YCbCr'])
+def test_other_modes_give_their_grey(tmp_path, mode):
+    made = values(8).astype(np.uint8)
+    kind = {'CMYK': 'TIFF', 'YCbCr': 'TIFF', 'RGBX': 'TIFF', 'PA': 'PNG'}.get(mode, 'PNG')
+    image = Image.fromarray(made).convert('RGB').convert(mode) if mode not in ('P', 'PA') else Image.fromarray(made).convert('P')
+    image.save(tmp_path/'x', kind, **({'transparency': 3} if mode == 'PA' else {}))
+    check(tmp_path/'x', made, atol=1)
+
+def test_a_palette_is_looked_up(tmp_path):
+    made, order = values(8).astype(np.uint8), RNG.permutation(256).astype(np.uint8)
+    image = Image.fromarray(made)
+    image.putpalette(np.repeat(order, 3).tobytes())
+    image.save(tmp_path/'x.png')
+    check(tmp_path/'x.png', order[made])
+
+def test_one_bit_and_interlaced(tmp_path):
+    made = RNG.random((H, W)) < .5
+    Image.fromarray(made).save(tmp_path/'one.png')
+    check(tmp_path/'one.png', made * 255)
+    Image.fromarray(grey(values(12), 4095)).save(tmp_path/'p.jpg', progressive=True, quality=95)
+    assert plain(tmp_path/'p.jpg').shape == (H, W)
+
+def bad_files(folder):
+    made, more = values(12), values(12)
+    deep = Image.fromarray(made)
+    deep.save(folder/'pages.tif', save_all=True, append_images=[Image.fromarray(more)])
+    Image.fromarray(made.astype(np.float32) / 4095).save(folder/'float.tif')
+    Image.fromarray(made.astype(np.int32) * 100).save(folder/'wide.tif')
+    Image.fromarray(made.astype(np.int32) - 100).save(folder/'below.tif')
+    Image.fromarray(made.astype(np.uint8)).save(folder/'moving.gif', save_all=True, append_images=[Image.fromarray(more.astype(np.uint8))])
+    deep.save(folder/'whole.png')
+    (folder/'cut.png').write_bytes((folder/'whole.png').read_bytes()[:-600])
+    (folder/'whole.png').unlink()
+    (folder/'sixteen.png').write_bytes(png16(np.stack([made] * 3, -1)))
+    dicom(folder/'frames.dcm', np.stack([made, more]))
+    dicom(folder/'ls.dcm', made, syntax=JPEGLSLossless)
+    palette = dicom(folder/'palette.dcm', made.astype(np.uint8), bits=8)
+    file = pydicom.dcmread(palette)
+    file.PhotometricInterpretation = 'PALETTE COLOR'
+    file.save_as(palette)
+    return {'pages.tif': '2 pages', 'moving.gif': '2 pages', 'float.tif': 'floating-point', 'wide.tif': '16 bits', 'below.tif': 'below 0', 'cut.png': 'truncated',
+            'sixteen.png': '16 bits', 'frames.dcm': 'one grey frame', 'ls.dcm': 'pip install pylibjpeg', 'palette.dcm': 'PALETTE COLOR'}
+
+def png16(rgb):
+    "A PNG of 48 bits a pixel, which Pillow cannot write."
+    import struct, zlib
+    def chunk(kind, content): return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))
+    rows = b''.join(b'\0' + row.astype('>u2').tobytes() for row in rgb)
+    head = struct.pack('>IIBBBBB', rgb.shape[1], rgb.shape[0], 16, 2, 0, 0, 0)
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b'')
+
+def test_what_has_no_one_meaning_is_refused(tmp_path):
+    for name, word in bad_files(tmp_path).items():
+        said = sentence(read_image, tmp_path/name, 32)
+        assert name in said and word in said, said
+
+# --- the range of a data set ---
+
+def deepened(phantom, root, bits, tops=None):
+    "A copy of the phantom whose files are of 16 bits and use some; a few are dark."
+    shutil.copytree(phantom, root)
+    for number, path in enumerate(sorted((root/'images').glob('*.png'))):
+        top = 2**bits - 1 if number % 5 == 4 else 2**bits // 9
+        made = np.asarray(Image.open(path).convert('L')) / 255 * top
+        made.flat[0] = top
+        Image.fromarray(made.astype(np.uint16)).save(path)
+    return root
+
+@pytest.mark.parametrize('bits', [10, 12, 16])
+def test_one_range_for_the_whole_data_set(phantom, tmp_path, bits):
+    root = deepened(phantom, tmp_path/'data', bits)
+    data = load_data(root, 64, tmp_path/'stores')
+    assert data.store.bits == {16: bits}
+    said = [row['detail'] for row in data.frame.attrs['report'] if row['what'] == 'pixels']
+    assert len(said) == 1 and f'{bits} bits' in said[0] and f'{2**bits - 1:,}' in said[0]
+    for row in RNG.choice(len(data), 6, replace=False):
+        made = np.asarray(Image.open(root/'images'/data.frame.index[row]))
+        expected = Image.fromarray(grey(made, 2**bits - 1)).resize((64, 64), Image.Resampling.LANCZOS)
+        assert (data.store.pixels[row] == np.asarray(expected)).all()
+    dark = data.frame[[number % 5 != 4 for number in range(len(data))]]
+    alone = decode(dark, root, 64, tmp_path/'dark') # the others are of the data set all the same
+    assert (alone.pixels == data.store[data.frame.index.get_indexer(dark.index)]).all()
+    few = load_data(root, 64, tmp_path/'stores', n=40)
+    assert (few.store.pixels == data.store[data.frame.index.get_indexer(few.frame.index)]).all()
+
+def test_a_brighter_image_changes_the_range_and_the_checksum(phantom, tmp_path):
+    root = deepened(phantom, tmp_path/'data', 12)
+    frame, out = read_nih(root), tmp_path/'store'
+    before = decode(frame[:-1], root, 64, out).checksum
+    made = np.asarray(Image.open(root/'images'/frame.index[-1]))
+    Image.fromarray((made * 3).clip(0, 65535).astype(np.uint16) + 20_000).save(root/'images'/frame.index[-1])
+    after = decode(frame, root, 64, out)
+    assert after.bits == {16: 16} and after.checksum != before
+    assert (after.pixels == decode(frame, root, 64, tmp_path/'fresh').pixels).all()
+    with open(out/'pixels.npy', 'r+b') as file: # damaged rows come back by the range of the data set
+        file.seek(after.pixels.offset + 3 * 64 * 64)
+        file.write(bytes(99))
+    verify_store(open_store(out, root))
+
+def test_killed_before_the_end_the_range_is_kept(phantom, tmp_path, monkeypatch):
+    from cxr_influence.data import store as stores
+    root = deepened(phantom, tmp_path/'data', 12)
+    frame, out = read_nih(root), tmp_path/'store'
+    monkeypatch.setattr(stores, '_seal', lambda *_: (_ for _ in ()).throw(stores.InputError('stopped')))
+    sentence(decode, frame, root, 64, out)
+    monkeypatch.undo()
+    counted = []
+    monkeypatch.setattr(stores, 'read_image', lambda *a: (counted.append(a[0]), read_image(*a))[1])
+    resumed = decode(frame, root, 64, out)
+    assert not counted and resumed.bits == {16: 12} and not list(out.glob('bits*'))
+    assert (resumed.pixels == decode(frame, root, 64, tmp_path/'fresh').pixels).all()
+
+def test_an_earlier_store_of_deep_or_turned_images_is_decoded_again(phantom, tmp_path):
+    from cxr_influence.data.files import _remove
+    from json import dumps
+    for number, kind in enumerate(['plain', 'deep', 'turned']):
+        root, out = tmp_path/kind, tmp_path/f'{kind} store'
+        if kind == 'deep': deepened(phantom, root, 12)
+        else: shutil.copytree(phantom, root)
+        frame = read_nih(root)
+        if kind == 'turned':
+            path, tag = root/'images'/frame.index[3], Image.Exif()
+            tag[274] = 3
+            Image.open(path).save(path, exif=tag)
+        store = decode(frame, root, 64, out)
+        right = store.pixels.copy()
+        info = {name: value for name, value in store.info.items() if name != 'bits'}
+        for name in ['store.json']: _remove(out/name)
+        (out/'store.json').write_text(dumps(info))
+        stat = (out/'pixels.npy').stat().st_ino
+        again = decode(frame, root, 64, out)
+        assert (again.pixels == right).all() and 'bits' in again.info
+        assert ((out/'pixels.npy').stat().st_ino == stat) == (kind == 'plain')
+
+def test_dicom_sets_of_several_detectors(tmp_path):
+    names, made = [f'{n}' for n in range(6)], [values(bits) for bits in (10, 10, 12, 12, 12, 9)]
+    for n, (name, one) in enumerate(zip(names, made)):
+        dicom(tmp_path/f'{name}.dcm', one // (3 if n == 5 else 1), bits=[10, 10, 16, 16, 12, 16][n])
+    frame = pd.DataFrame(index=pd.Index(names, name='image'))
+    store = decode(frame, tmp_path, 32, tmp_path/'store/store')
+    assert store.bits == {16: 12}
+    for n, top in enumerate([1023, 1023, 4095, 4095, 4095, 4095]):
+        whole = Image.fromarray(grey(made[n] // (3 if n == 5 else 1), top)).resize((32, 32), Image.Resampling.LANCZOS)
+        assert abs(store.pixels[n].astype(int) - np.asarray(whole)).max() <= 1
