@@ -11,10 +11,15 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, JPEGLSLossless
 
 from conftest import sentence
+from cxr_influence.data.annotations import _join_answers
 from cxr_influence.data.batches import load_data
 from cxr_influence.data.images import read_image
-from cxr_influence.data.nih import read_nih
+from cxr_influence.data.labels import FINDINGS
+from cxr_influence.data.nih import match_names, read_nih
 from cxr_influence.data.store import decode, open_store, verify_store
+from cxr_influence.data.tables import read_dataset
+from cxr_influence.evidence.retraining import without
+from cxr_influence.evidence.subsets import read_scores, subset_grid
 
 RNG = np.random.default_rng()
 H, W = 40, 56
@@ -278,3 +283,131 @@ def test_dicom_sets_of_several_detectors(tmp_path):
     for n, top in enumerate([1023, 1023, 4095, 4095, 4095, 4095]):
         whole = Image.fromarray(grey(made[n] // (3 if n == 5 else 1), top)).resize((32, 32), Image.Resampling.LANCZOS)
         assert abs(store.pixels[n].astype(int) - np.asarray(whole)).max() <= 1
+
+# --- names are text ---
+
+TABLE = 'Data_Entry_2017_v2020.csv'
+
+def renamed(phantom, root, in_table=None, in_files=None, in_lists=None, separator='\n', encoding='utf-8'):
+    "A copy of the phantom under other names."
+    shutil.copytree(phantom, root)
+    def same(name): return name
+    table = pd.read_csv(root/TABLE, dtype=str, keep_default_na=False)
+    for old in table['Image Index']:
+        path = root/'images'/(in_files or same)(old)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (root/'images'/old).rename(path)
+    table['Image Index'] = table['Image Index'].map(in_table or same)
+    table.to_csv(root/TABLE, index=False)
+    for name in ['train_val_list.txt', 'test_list.txt']:
+        lines = [(in_lists or same)(one) for one in (root/name).read_text().split()]
+        (root/name).write_bytes((separator.join(lines) + separator).encode(encoding))
+    return root
+
+def nfd(name): return 'Ro\u0308ntgen ' + name
+def nfc(name): return 'Röntgen ' + name
+def jpg(name): return name.replace('.png', '.jpg')
+
+LAYOUTS = {
+    'blanks': dict(in_table=lambda n: f'view {n}', in_files=lambda n: f'view {n}', in_lists=lambda n: f'view {n}'),
+    'a copy': dict.fromkeys(['in_table', 'in_files', 'in_lists'], lambda n: n.replace('.png', ' copy.png')),
+    'labels behind': dict(in_lists=lambda n: f'{n} 0 0 1'),
+    'blanks and labels behind': dict(in_table=lambda n: f'view {n}', in_files=lambda n: f'view {n}', in_lists=lambda n: f'view {n},0,1'),
+    'quotes': dict(in_lists=lambda n: f'"{n}"'),
+    'another ending': dict(in_lists=jpg),
+    'an ending in capitals': dict(in_lists=lambda n: n.replace('.png', '.PNG')),
+    'no ending': dict(in_lists=lambda n: n.removesuffix('.png')),
+    'no ending and labels': dict(in_lists=lambda n: n.removesuffix('.png') + '\t0\t1'),
+    'folders': dict(in_lists=lambda n: f'images_004/images/{n}'),
+    'backslashes': dict(in_lists=lambda n: f'images\\{n}'),
+    'absolute': dict(in_lists=lambda n: f'C:\\data\\images\\{n}'),
+    'a dot': dict(in_lists=lambda n: f'./{n}'),
+    'macOS files': dict(in_table=nfc, in_files=nfd, in_lists=nfc),
+    'macOS lists': dict(in_table=nfc, in_files=nfc, in_lists=nfd),
+    'macOS table': dict(in_table=nfd, in_files=nfc, in_lists=nfc),
+    'capitals on the disk': dict(in_files=str.upper),
+    'blanks in the table': dict(in_table=lambda n: f' {n} '),
+    'Windows': dict(separator='\r\n'), 'a byte-order mark': dict(encoding='utf-8-sig'),
+}
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_a_layout_is_read_as_the_data_it_is(phantom, tmp_path, layout):
+    right, frame = read_nih(phantom), read_nih(renamed(phantom, tmp_path/'copy', **LAYOUTS[layout]))
+    pd.testing.assert_frame_equal(frame.reset_index(drop=True), right.reset_index(drop=True))
+
+def test_a_name_that_may_be_two_images_is_refused(phantom, tmp_path):
+    root = shutil.copytree(phantom, tmp_path/'copy')
+    table = pd.read_csv(root/TABLE, dtype=str, keep_default_na=False)
+    first = table['Image Index'][0]
+    extra = table.iloc[[0]].assign(**{'Image Index': jpg(first)})
+    pd.concat([table, extra]).to_csv(root/TABLE, index=False)
+    shutil.copy(root/'images'/first, root/'images'/jpg(first))
+    for name in ['train_val_list.txt', 'test_list.txt']:
+        (root/name).write_text('\n'.join(one.removesuffix('.png') for one in (root/name).read_text().split()))
+    said = sentence(read_nih, root)
+    assert first in said and jpg(first) in said
+
+def test_another_folder_is_another_image():
+    known = pd.Index(['a/view1.png', 'b/view1.png', 'b/view2.png'])
+    found = match_names(['c/view1.png', 'view2.png', 'data/b/view1.png', 'view2', 'b\\VIEW1', 'iew2.png', '', np.nan, 7], known)
+    assert found.fillna('').tolist() == ['', 'b/view2.png', 'b/view1.png', 'b/view2.png', 'b/view1.png', '', '', '', '']
+    assert 'a/view1.png or b/view1.png' in sentence(match_names, ['view1.png'], known)
+
+WORDS = {'zeros': lambda i: f'{i:05}', 'numbers': lambda i: f'{1000 + i}', 'powers': lambda i: f'{i + 1}e5', 'decimals': lambda i: f'{i}.10',
+         'nothing': lambda i: ['NA', 'nan', 'null', 'None', 'True', 'False', 'inf', '-inf', 'NaN', '<NA>'][i] if i < 10 else f'x{i}',
+         'dates': lambda i: f'2020-{1 + i // 28:02}-{1 + i % 28:02}', 'hexadecimal': lambda i: f'0x{i:x}', 'with commas': lambda i: f'a,{i}',
+         'quotes': lambda i: f'a "{i}"', 'blanks': lambda i: f'a  {i}', 'accents': lambda i: f'ö{i}', 'long numbers': lambda i: f'{10**19 + i}'}
+
+@pytest.mark.parametrize('kind', WORDS)
+def test_names_survive_a_table_of_scores(phantom, tmp_path, kind):
+    frame = read_nih(phantom)
+    names = [WORDS[kind](i) for i in range(len(frame))]
+    for old, new in zip(frame.index, names):
+        (tmp_path/'data').mkdir(exist_ok=True)
+        shutil.copy(phantom/'images'/old, tmp_path/'data'/f'{new}.png')
+    frame.set_axis(names).reset_index(names='image').to_csv(tmp_path/'table.csv', index=False)
+    data = read_dataset(tmp_path/'table.csv', tmp_path/'data', image='image', patient='patient', findings=FINDINGS, split='split')
+    assert list(data.index) == names and (data.split.to_numpy() == frame.split.to_numpy()).all()
+    values = pd.DataFrame({'influence': RNG.normal(size=len(data))}, data.index).rename_axis('image')
+    values.to_csv(tmp_path/'s.csv')
+    read = read_scores(tmp_path/'s.csv')
+    assert list(read.index) == names and np.allclose(read.influence, values.influence)
+    wanted = subset_grid(values.influence, data, {'remove': [.3]}, seeds=[0])
+    others = {'as it is': read, 'with endings': read.rename(lambda n: f'{n}.png'), 'in a folder': read.rename(lambda n: f'images/{n}.JPG')}
+    for other in others.values():
+        grid = subset_grid(other.influence, data, {'remove': [.3]}, seeds=[0])
+        assert [list(kept) for kept in grid.kept] == [list(kept) for kept in wanted.kept]
+
+def test_leaving_out_and_labels_by_other_names(data):
+    names = list(data.train.index[:5])
+    right = without(data, names)
+    assert without(data, [f'images\\{name.upper()}' for name in names]).frame.equals(right.frame)
+    answers = pd.DataFrame({'seen': 1.}, [jpg(name) for name in names])
+    joined = _join_answers(data.frame, answers)
+    assert joined.seen.notna().sum() == 5 and (joined.seen[names] == 1).all()
+    assert 'twice' in sentence(_join_answers, data.frame, pd.concat([answers, answers.rename(lambda n: n[:-4])]))
+
+# --- scores of others ---
+
+def test_a_published_ranking_by_its_own_columns(data, tmp_path, capsys):
+    names = data.frame.index
+    table = pd.DataFrame({'Image Index': names, 'tracin score': RNG.normal(size=len(names)), 'note': 'of 2023'})
+    table.to_csv(tmp_path/'theirs.csv', index=False)
+    read = read_scores(tmp_path/'theirs.csv', ['tracin score'], image='Image Index')
+    assert read.index.equals(names) and (read.note == 'of 2023').all() and not capsys.readouterr().err
+    assert len(subset_grid(read['tracin score'], data.frame, {'select': [.2]}, seeds=[0])) == 5
+    said = sentence(read_scores, tmp_path/'theirs.csv', ['score'])
+    assert 'image and score' in said and 'Image Index' in said and 'tracin score' in said
+    for bad in ['high', '0,12', 'inf']:
+        table.astype(str).replace({'tracin score': {str(table['tracin score'][7]): bad}}).to_csv(tmp_path/'bad.csv', index=False)
+        said = sentence(read_scores, tmp_path/'bad.csv', ['tracin score'], image='Image Index')
+        assert repr(bad) in said and names[7] in said
+
+@pytest.mark.parametrize('size', [2, 8, 32])
+def test_equal_groups_are_reported(tmp_path, capsys, size):
+    values = pd.Series(RNG.normal(size=331), [f'{i}' for i in range(331)], name='s').rename_axis('image')
+    for scores, warned in [(values, False), (values.groupby(np.arange(331) // size).transform('mean').sample(frac=1), True)]:
+        scores.to_csv(tmp_path/'s.csv')
+        assert len(read_scores(tmp_path/'s.csv', ['s'])) == 331
+        said = capsys.readouterr().err
+        assert bool(said) == warned and (not warned or f'groups of {size}' in said and 's.csv' in said)
