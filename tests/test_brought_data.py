@@ -11,6 +11,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, JPEGLSLossless
 
 from conftest import sentence
+from cxr_influence.attribution.scoring import query_losses
 from cxr_influence.data.annotations import _join_answers
 from cxr_influence.data.batches import load_data
 from cxr_influence.data.images import read_image
@@ -411,3 +412,48 @@ def test_equal_groups_are_reported(tmp_path, capsys, size):
         assert len(read_scores(tmp_path/'s.csv', ['s'])) == 331
         said = capsys.readouterr().err
         assert bool(said) == warned and (not warned or f'groups of {size}' in said and 's.csv' in said)
+
+# --- groups ---
+
+def weights_of(names, named): # the definition: the mean over the names, each as often as it is named
+    counts = np.array([list(names).count(one) for one in named])
+    return np.repeat(counts[:, None] / len(names), len(FINDINGS), axis=1)
+
+def test_a_group_in_any_form(data):
+    frame, named = data.frame, data.validation.index
+    mask = pd.Series(RNG.random(len(frame)) < .4, frame.index)
+    mask[named[:2]] = [True, False]
+    chosen = named[mask[named]]
+    forms = {'mask': mask, 'array': mask.to_numpy(), 'list': mask.tolist(), 'nullable': mask.astype('boolean'), 'objects': mask.astype(object),
+             'of the targets': mask[named], 'array of the targets': mask[named].to_numpy(), 'shuffled': mask.sample(frac=1),
+             'names': list(chosen), 'index': chosen, 'series': pd.Series(chosen), 'numpy': chosen.to_numpy(), 'tuple': tuple(chosen),
+             'set': set(chosen), 'generator': (name for name in chosen), 'rows': frame.loc[chosen], 'other endings': [jpg(name) for name in chosen],
+             'folders': ['images/' + name for name in chosen], 'unknown is no': mask.astype('boolean').where(mask), 'positions': mask[named].reset_index(drop=True)}
+    for form, group in forms.items():
+        found = query_losses(frame, groups={'some': group})['influence_some']
+        np.testing.assert_allclose(found, weights_of(chosen, named), err_msg=form)
+    one = query_losses(frame, groups={'one': named[3]})['influence_one']
+    np.testing.assert_allclose(one, weights_of([named[3]], named))
+
+def test_an_image_twice_counts_twice(data):
+    named = data.validation.index
+    sample = list(RNG.choice(named, len(named))) # a bootstrap sample
+    found = query_losses(data.frame, groups={'sample': sample})['influence_sample']
+    np.testing.assert_allclose(found, weights_of(sample, named))
+    twice = query_losses(data.frame, False, groups={'a': [named[0], named[0]], 'b': [named[0], jpg(named[0]), named[1]]})
+    np.testing.assert_allclose(twice['influence_a'], weights_of([named[0]], named))
+    np.testing.assert_allclose(twice['influence_b'], weights_of([named[0], named[0], named[1]], named))
+
+@pytest.mark.parametrize('name', ['Effusion', 'effusion', ' Mass ', 'influence_Mass', 'influence', 'rank', 'self_influence', 'Optimiser_Aware', 'cosine', 'loss', '', ' ', 7, None])
+def test_a_group_that_takes_the_name_of_a_column_is_refused(data, name):
+    said = sentence(query_losses, data.frame, groups={name: data.validation.index[:1]})
+    assert str(name) in said
+
+def test_groups_that_are_none(data):
+    named, frame = data.validation.index, data.frame
+    for group, words in [([], 'no validation image'), ([True, False], 'mask of 2 values'), (None, 'give names'), (3, 'give names'), ([0, 1], 'is no validation image'),
+                         ([named[0], np.nan], 'is no validation image'), (['nobody.png'], 'nobody.png'), (data.train.index[:1], 'one of split train'),
+                         (frame.age > 500, 'no validation image'), (frame[['age']].iloc[:0], 'no validation image')]:
+        said = sentence(query_losses, frame, groups={'some': group})
+        assert words in said and 'some' in said, said
+    for groups in [[named[0]], 'women', frame.sex == 'F']: assert 'name -> images' in sentence(query_losses, frame, groups=groups)
