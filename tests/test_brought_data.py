@@ -11,7 +11,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, JPEGLSLossless
 
 from conftest import sentence
-from cxr_influence.attribution.scoring import query_losses
+from cxr_influence.attribution.scoring import influence, query_losses
 from cxr_influence.data.annotations import _join_answers
 from cxr_influence.data.batches import load_data
 from cxr_influence.data.images import read_image
@@ -21,6 +21,9 @@ from cxr_influence.data.store import decode, open_store, verify_store
 from cxr_influence.data.tables import read_dataset
 from cxr_influence.evidence.retraining import without
 from cxr_influence.evidence.subsets import read_scores, subset_grid
+from cxr_influence.training.checkpoints import Recipe, best_checkpoint
+from cxr_influence.training.evaluation import evaluate_checkpoint
+from cxr_influence.training.resume import fit
 
 RNG = np.random.default_rng()
 H, W = 40, 56
@@ -457,3 +460,70 @@ def test_groups_that_are_none(data):
         said = sentence(query_losses, frame, groups={'some': group})
         assert words in said and 'some' in said, said
     for groups in [[named[0]], 'women', frame.sex == 'F']: assert 'name -> images' in sentence(query_losses, frame, groups=groups)
+
+# --- small numbers ---
+
+def few(data, split, keep, **changes):
+    "The data with only these images of a split."
+    frame = data.frame.assign(split=data.frame.split.mask((data.frame.split == split) & ~data.frame.index.isin(keep), 'unused'))
+    for name, value in changes.items(): frame.loc[frame.split == name, list(FINDINGS)] = value
+    return data.with_frame(frame)
+
+def one_patient(data):
+    patients = data.validation.patient.value_counts()
+    return data.validation.index[data.validation.patient == patients.index[0]]
+
+SMALL = {
+    'one patient': lambda data: few(data, 'validation', one_patient(data)),
+    'one image': lambda data: few(data, 'validation', data.validation.index[:1]),
+    'no positive': lambda data: few(data, 'validation', data.validation.index, validation=0.),
+    'positives only': lambda data: few(data, 'validation', data.validation.index, validation=1.),
+    'one image without findings': lambda data: few(data, 'validation', data.validation.index[:1], validation=0.),
+    'one test image': lambda data: few(data, 'test', data.test.index[:1]),
+    'no positive in test': lambda data: few(data, 'test', data.test.index, test=0.),
+    'two training images': lambda data: few(data, 'train', data.train.index[:2]),
+    'no positive anywhere': lambda data: few(data, 'train', data.train.index, train=0., validation=0., test=0.),
+}
+
+@pytest.mark.parametrize('case', SMALL)
+@pytest.mark.filterwarnings('ignore')
+def test_few_images_give_a_result_whose_gaps_are_named(data, tmp_path, case):
+    small = SMALL[case](data)
+    fit(small, tmp_path/'run', Recipe('densenet_small', epochs=1, batch_size=16), device='cpu')
+    found = evaluate_checkpoint(best_checkpoint(tmp_path/'run'), small, device='cpu')
+    targets = small.test[list(FINDINGS)]
+    for finding in FINDINGS: # what cannot be computed is NaN, what can be is not
+        assert np.isnan(found.table.auroc[finding]) == (targets[finding].nunique() < 2)
+    assert np.isfinite(found.probabilities).all(axis=None)
+    assert found.held_out.isna().all(axis=None) == (small.validation.patient.nunique() == 1)
+    scores = influence(tmp_path/'run', small, tmp_path/'s.csv', device='cpu')
+    assert np.isfinite(scores).all(axis=None) and len(scores) == len(small.train)
+
+@pytest.mark.parametrize('split', ['train', 'validation', 'test'])
+def test_a_split_without_a_known_label_is_refused_before_the_training(data, tmp_path, split):
+    unknown = few(data, split, data.frame.index, **{split: np.nan})
+    assert split in sentence(fit, unknown, tmp_path/'run', Recipe('densenet_small', epochs=1), device='cpu')
+    frame = unknown.frame.copy()
+    frame.loc[frame.index[frame.split == split][0], 'Mass'] = 1. # one label suffices
+    fit(data.with_frame(frame), tmp_path/'run', Recipe('densenet_small', epochs=1), device='cpu')
+    assert not (tmp_path/'run/epoch_002').exists()
+
+@pytest.mark.parametrize('name', ['batch_size', 'epochs'])
+@pytest.mark.parametrize('value', [0, -1, 1.5, True, '16', None, math.nan, math.inf])
+def test_counts_that_are_none(data, tmp_path, name, value):
+    said = sentence(fit, data, tmp_path/'run', Recipe('densenet_small', **{name: value}), device='cpu')
+    assert f'{name} is {value!r}' in said and not (tmp_path/'run').exists()
+
+@pytest.mark.parametrize('seed', [-1, 1.5, '3', None, True])
+def test_seeds_that_are_none(data, tmp_path, seed):
+    assert f'seed is {seed!r}' in sentence(fit, data, tmp_path/'run', Recipe('densenet_small'), seed=seed, device='cpu')
+
+def test_numbers_of_numpy_and_a_batch_of_everything(data, tmp_path):
+    numbers = Recipe('densenet_small', epochs=np.int64(1), batch_size=np.float32(10**6), learning_rate=np.float32(.5) / 512, clip=np.int32(10))
+    found = fit(data, tmp_path/'a', numbers, seed=np.int64(3), device='cpu')
+    plain = Recipe('densenet_small', epochs=1, batch_size=len(data.train), learning_rate=.5 / 512, clip=10.)
+    expected = fit(data, tmp_path/'b', plain, seed=3, device='cpu')
+    columns = ['learning_rate', 'train_loss', 'validation_loss', 'validation_auroc']
+    pd.testing.assert_frame_equal(found[columns], expected[columns])
+    scores = [influence(tmp_path/'a', data, tmp_path/f'{size}.csv', per_finding=False, device='cpu', batch_size=size).influence for size in (10**6, 7)]
+    assert np.allclose(*scores, rtol=1e-3, atol=1e-4 * scores[0].abs().max())
