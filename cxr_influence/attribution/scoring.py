@@ -27,6 +27,7 @@ from ..data.batches import Data, batches
 from cxr_influence.data.files import (InputError, _check, _keep, _read_kept, _read_table,
     _write_whole, _writing)
 from ..data.labels import FINDINGS
+from ..data.nih import match_names
 from ..data.splits import check_splits
 from ..training.checkpoints import Checkpoint, _epochs_to_sum
 from ..training.distributed import Processes, join_processes
@@ -64,22 +65,61 @@ def _check_count(name:str, value) -> None:
         raise InputError(f'{name} is {value!r}: give a whole number above 0.')
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #404da223
+_COLUMNS = ('influence', 'rank', 'optimiser_aware', 'self_influence', 'cosine', 'loss')
+
+def _check_groups(groups) -> None:
+    "Raise `InputError` for a group named like a finding or another column of the scores."
+    if groups is not None and not isinstance(groups, dict):
+        raise InputError(f'groups is {type(groups).__name__}: give name -> images.')
+    for name in groups or {}:
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f'Group {name!r} has no name: call it by a text.')
+        plain = name.strip().lower().removeprefix('influence_')
+        for known in [known for known in (*FINDINGS, *_COLUMNS) if known.lower() == plain]:
+            what = 'a finding' if known in FINDINGS else f'the column {known}'
+            raise InputError(f'Group {name} has the name of {what}: choose another.')
+
 def _target_images(frame:pd.DataFrame, against:str, groups:dict|None=None) -> pd.Index:
-    "Find the images of a split. Raises `InputError` for none, or a group named as a finding."
+    "Find the images of a split. Raises `InputError` for none, or a group's invalid name."
     named = frame.index[frame.split == against]
     if not len(named):
         raise InputError(f'No image is of split {against}: use one of '
                          f'{", ".join(sorted(set(frame.split)))}.')
-    for name in {*(groups or {})} & {*FINDINGS}:
-        raise InputError(f'Group {name} has the name of a finding: choose another.')
+    _check_groups(groups)
     return named
 
+# %% ../../nbs/5_attribution/04_scoring.ipynb #gr18002
+def _masked(mask:pd.Series, frame:pd.DataFrame, named:pd.Index) -> pd.Index|None:
+    "Find the target images that a mask marks; None: its length is that of nothing."
+    marked = mask.fillna(False).to_numpy(bool)
+    if not isinstance(mask.index, pd.RangeIndex) or mask.index.equals(frame.index):
+        return mask.index[marked & ~mask.index.isin(frame.index.difference(named))]
+    rows = {len(named): named, len(frame): frame.index}.get(len(mask))
+    return None if rows is None else rows[marked].intersection(named, sort=False)
+
+def _named_by(name:str, group, frame:pd.DataFrame, named:pd.Index) -> pd.Index:
+    "Read the names of a group, or its mask. Raises `InputError`."
+    if isinstance(group, str): group = [group]
+    if isinstance(group, pd.DataFrame): group = group.index
+    if isinstance(group, (set, frozenset)): group = sorted(group, key=str)
+    try: group = pd.Series(group if isinstance(group, pd.Series) else list(group))
+    except TypeError: raise InputError(f'Group {name} is {group!r}: give names.') from None
+    values = group.dropna().map(type).isin([bool, np.bool_])
+    if not len(values) or not values.all(): return pd.Index(group, dtype=object)
+    images = _masked(group, frame, named)
+    if images is None:
+        raise InputError(f'Group {name} is a mask of {len(group)} values: give one for each '
+                         f'of the {len(named)} target images, or of the {len(frame)} rows.')
+    return images
+
+# %% ../../nbs/5_attribution/04_scoring.ipynb #gr18003
 def _group_images(name:str, group, frame:pd.DataFrame, against:str) -> pd.Index:
     "Find a group's images. Raises `InputError` if some are not target images, or none are."
     named = frame.index[frame.split == against]
-    chosen = isinstance(group, pd.Series) and group.dtype == bool
-    images = group.index[group].intersection(named) if chosen else pd.Index(group)
-    for stranger in images.difference(named)[:1]:
+    written = _named_by(name, group, frame, named)
+    images = match_names(written, frame.index)
+    images = pd.Index(images.where(images.notna(), written.astype(str)), dtype=object)
+    for stranger in images[~images.isin(named)][:1]:
         split = f' but one of split {frame.split[stranger]}' if stranger in frame.index else ''
         raise InputError(f'Group {name}: {stranger} is no {against} image{split}.')
     if not len(images): raise InputError(f'Group {name} has no {against} image.')
@@ -89,7 +129,7 @@ def _group_images(name:str, group, frame:pd.DataFrame, against:str) -> pd.Index:
 def query_losses(
     frame:pd.DataFrame,
     per_finding:bool=True, # one column per finding, which add up to the whole; else the whole
-    groups:dict|None=None, # name -> names of target images, or a boolean Series
+    groups:dict|None=None, # name -> names of target images, or a mask
     against:str='validation', # split of the target images
 ) -> dict: # column -> (n, 14) weights of the target images
     "Weight the losses that a score is about. Raises `InputError` for an invalid group."
@@ -99,7 +139,8 @@ def query_losses(
     found = columns if per_finding else {'influence': whole}
     for name, group in (groups or {}).items():
         images = _group_images(name, group, frame, against)
-        chosen = named.isin(images)[:, None] / len(images)
+        counts = images.value_counts().reindex(named, fill_value=0).to_numpy()
+        chosen = counts[:, None] / len(images)
         found[f'influence_{name}'] = np.repeat(chosen, 14, axis=1)
     return found
 

@@ -61,14 +61,18 @@ def _check_recipe(recipe:Recipe) -> None:
     for name, (wanted, works) in _NUMBERS.items():
         value = getattr(recipe, name)
         if name == 'ema' and value is None: continue
-        if not (isinstance(value, Real) and works(value)):
-            raise InputError(f'{name} is {value}: give {wanted}.')
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if not (number and math.isfinite(value) and works(value)):
+            raise InputError(f'{name} is {value!r}: give {wanted}.')
 
 # %% ../../nbs/4_training/04_checkpoints.ipynb #3767d65a
 def _recipe_facts(recipe:Recipe) -> dict: # JSON
     "Write out a recipe for the facts of a checkpoint."
     facts = recipe._asdict() | {'weights': str(recipe.weights), 'loss': recipe.loss.settings()}
     del facts['compile'] # changes the speed, not the result
+    for name, (wanted, _) in _NUMBERS.items(): # of NumPy, perhaps
+        if facts[name] is not None:
+            facts[name] = (int if wanted == _COUNT[0] else float)(facts[name])
     return facts | {'peak_learning_rate': facts.pop('learning_rate')}
 
 # %% ../../nbs/4_training/04_checkpoints.ipynb #b7dccd12
