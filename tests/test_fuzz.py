@@ -19,7 +19,7 @@ from cxr_influence.training.losses import FocalLoss
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 MANY = int(os.environ.get('FUZZ', 1)) # times as many examples, by hand
-quick = settings(deadline=None, max_examples=60 * MANY, suppress_health_check=[*HealthCheck])
+quick = settings(deadline=None, max_examples=250 * MANY, suppress_health_check=[*HealthCheck])
 
 # A network: convolution, norm, activation, pool and head, each drawn, then something done to it
 
