@@ -10,13 +10,14 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from conftest import refused, sentence
 from cxr_influence.attribution import tracin
-from cxr_influence.attribution.densenet import densenet_directional_scores, fastest, watch_densenet
-from cxr_influence.attribution.layerwise import gradient_scores, per_sample_gradients, self_influence
+from cxr_influence.attribution.densenet import (densenet_directional_scores, fastest,
+    watch_densenet)
+from cxr_influence.attribution.layerwise import (gradient_scores, per_sample_gradients,
+    self_influence)
 from cxr_influence.attribution.pairwise import pairwise
 from cxr_influence.attribution.scoring import influence, score_checkpoint, verify
-from cxr_influence.attribution.tracin import (directional_scores, gradient, image_losses, plain_scores,
-    vmap_gradients, _check_once, _full_precision)
-from cxr_influence.data.files import InputError
+from cxr_influence.attribution.tracin import (directional_scores, gradient, image_losses,
+    plain_scores, vmap_gradients, _check_once, _full_precision)
 from cxr_influence.evidence.valuations import gradient_norms
 from cxr_influence.training.checkpoints import Checkpoint, list_checkpoints
 from cxr_influence.training.losses import FocalLoss, focal_loss
@@ -173,6 +174,7 @@ RIGHT = {
     'a hook that doubles': changed(lambda model: model[0].register_forward_hook(lambda m, i, o: o * 2) and None),
     'a hook before': changed(lambda model: model[0].register_forward_pre_hook(lambda m, i: (i[0] * 2,)) and None),
     'a hook on the way back': changed(lambda model: model[2].register_full_backward_hook(lambda m, i, o: (i[0] * .5,)) and None),
+    'a hook that wants gradients': changed(lambda model: model[0].register_forward_hook(lambda m, i, o: o.register_hook(lambda d: d * .5) and None) and None),
     'a layer called by keyword': built(lambda self, x: self.net[1:](self.net[0](input=x))),
     'recomputed': built(lambda self, x: self.net[1:](recomputed(self.net[0], x, use_reentrant=False))),
     'in place': built(lambda self, x: self.net[3:](self.net[1](self.net[0](x)).mul_(2).relu_())),

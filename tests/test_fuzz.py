@@ -12,14 +12,12 @@ from torch.nn.utils import parametrizations, prune
 
 from test_brought_models import (Coupled, Legacy, Net, OtherForward, Rounded, Standardised, MIXING_LOSSES, WAYS, Stateful,
     across, by_hand, bce, near, reference, smoothed_in_place)
-from cxr_influence.attribution.scoring import query_losses
 from cxr_influence.data.files import InputError
-from cxr_influence.data.labels import FINDINGS
 from cxr_influence.training.losses import FocalLoss
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 MANY = int(os.environ.get('FUZZ', 1)) # times as many examples, by hand
-quick = settings(deadline=None, max_examples=250 * MANY, suppress_health_check=[*HealthCheck])
+quick = settings(deadline=None, max_examples=500 * MANY, suppress_health_check=[*HealthCheck])
 
 # A network: convolution, norm, activation, pool and head, each drawn, then something done to it
 
