@@ -1,4 +1,4 @@
-"""Models, losses, groups and batch sizes drawn from the kinds that people bring: the score is that of one backward pass
+"""Models, losses and batch sizes drawn from the kinds that people bring: the score is that of one backward pass
 an image in float64, or an `InputError`; nothing else, and all ways alike."""
 import os
 
