@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from .densenet import fastest
 from .layerwise import gradient_scores
-from .tracin import _check_mode, plain_scores
+from cxr_influence.attribution.tracin import (_check_images, _check_once, _full_precision,
+    plain_scores)
 from ..data.batches import Data, batches
 from cxr_influence.data.files import (InputError, _check, _keep, _read_kept, _read_table,
     _write_whole, _writing)
@@ -153,11 +154,11 @@ def _weighted_gradients(
     names, # of the parameters wanted
 ) -> tuple: # parameter name -> (k, *shape), and the (n,) losses
     "Compute the gradients of k weighted sums of losses."
-    _check_mode(model)
     parameters = {name: p for name, p in model.named_parameters() if name in names}
     total = {name: p.new_zeros(len(weights), *p.shape) for name, p in parameters.items()}
     start, losses = 0, []
     for x, y, *_ in loader:
+        if not start: _check_images(model, loss, x, y)
         values = loss(model(x), y)
         for k, part in enumerate(weights[:, start:start + len(x)].to(values)):
             if not part.any(): continue
@@ -218,16 +219,9 @@ def _chosen_parameters(
 def _scoring(model:nn.Module):
     "Evaluation mode and full precision. Raises `RuntimeError` if a byte of the model changed."
     before, mode = weights_checksum(model), model.training
-    precision = torch.get_float32_matmul_precision()
-    cudnn = torch.backends.cudnn
-    same = dict(enabled=cudnn.enabled, benchmark=cudnn.benchmark, # `flags` turns cuDNN off
-                deterministic=cudnn.deterministic)
-    torch.set_float32_matmul_precision('highest')
     try:
-        with cudnn.flags(**same, allow_tf32=False): yield model.eval()
-    finally:
-        model.train(mode)
-        torch.set_float32_matmul_precision(precision)
+        with _full_precision(), _check_once(): yield model.eval()
+    finally: model.train(mode)
     if weights_checksum(model) != before: raise RuntimeError('Scoring changed the model.')
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #8de2e4c6
