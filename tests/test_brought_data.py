@@ -184,7 +184,7 @@ def bad_files(folder):
     file.PhotometricInterpretation = 'PALETTE COLOR'
     file.save_as(palette)
     return {'pages.tif': '2 pages', 'moving.gif': '2 pages', 'float.tif': 'floating-point', 'wide.tif': '16 bits', 'below.tif': 'below 0', 'cut.png': 'truncated',
-            'sixteen.png': '16 bits', 'frames.dcm': 'one grey frame', 'ls.dcm': 'pip install pylibjpeg', 'palette.dcm': 'PALETTE COLOR'}
+            'sixteen.png': '16 bits', 'frames.dcm': 'one grey frame', 'ls.dcm': 'pip install python-gdcm', 'palette.dcm': 'PALETTE COLOR'}
 
 def png16(rgb):
     "A PNG of 48 bits a pixel, which Pillow cannot write."

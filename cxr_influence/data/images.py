@@ -160,7 +160,7 @@ def _dicom_values(file) -> Image.Image|_Values:
     return _Values(values, _dicom_bits(file), inverted ^ (_slope(file) < 0), padding)
 
 # %% ../../nbs/1_data/04_images.ipynb #px18013
-_DECODERS = 'pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg'
+_DECODERS = 'pip install python-gdcm'
 
 def _dicom_pixels(file) -> np.ndarray: # (height, width)
     "Decompress the pixels of a pydicom data set. Raises `ValueError`, or `InputError`."
