@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'training.checkpoints': ['Recipe'],
     'training.resume': ['fit'],
     'training.evaluation': ['evaluate_checkpoint'],
+    'training.imports': ['import_checkpoint'],
     'attribution.scoring': ['influence'],
     'attribution.pairwise': ['pairwise', 'open_pairwise'],
     'evidence.valuations': ['valuations', 'label_error_scores'],

@@ -66,11 +66,16 @@ def test_checkpoints_that_are_missing_or_of_another_model(data, checkpoints, tmp
     copy = shutil.copytree(checkpoints, tmp_path/'checkpoints')
     path = copy/'epoch_002/checkpoint.json'
     facts = json.loads(path.read_text())
-    for change, words in [({'backbone': 'resnet18'}, ['does not fit this backbone', 'epoch_002']),
+    other = copy/'epoch_001/checkpoint.json'
+    first = json.loads(other.read_text())
+    for change, words in [({'backbone': 'resnet18'}, ['does not fit this backbone', 'epoch_001']),
                           ({'findings': ['Cat', 'Dog']}, ['other findings']), ({'data': 'f' * 12}, ['trained on other images']),
                           ({'image_size': 128}, ['trained at 128 pixels'])]:
         rewrite(path, json.dumps(facts | change))
+        with refused('epoch_002'): influence(copy, data, tmp_path/'scores/influence.csv', device='cpu') # another run's
+        rewrite(other, json.dumps(first | change))
         with refused(*words): influence(copy, data, tmp_path/'scores/influence.csv', device='cpu')
+        rewrite(other, json.dumps(first))
     rewrite(path, json.dumps({name: value for name, value in facts.items() if name != 'learning_rate'}))
     with refused('does not state learning_rate'): Checkpoint(copy/'epoch_002')
     path.write_text('{')

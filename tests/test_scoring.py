@@ -132,7 +132,7 @@ def test_another_loss_than_the_runs_is_refused(data, checkpoints, tmp_path):
         facts = json.loads(path.read_text())
         facts['loss'] = {**facts['loss'], 'gamma': facts['loss']['gamma'] + 1}
         rewrite(path, json.dumps(facts))
-        with refused('another loss'): influence(copy, data, tmp_path/'a.csv', per_finding=False, device='cpu')
+        with refused('epoch_001', 'of another run than', 'loss is') if number == 1 else refused('another loss'): influence(copy, data, tmp_path/'a.csv', per_finding=False, device='cpu')
 
 def test_all_learning_rates_zero(data, checkpoints, tmp_path):
     copy = shutil.copytree(checkpoints, tmp_path/'checkpoints')

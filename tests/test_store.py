@@ -131,7 +131,7 @@ def wanted(phantom, tmp_path_factory):
     return frame, decode(frame, phantom, SIZE, tmp_path_factory.mktemp('wanted')/'store')
 
 def slowly(frame, root, out): # blocks of 8, some milliseconds an image
-    stores.read_image, plain = (lambda path, size: (time.sleep(.004), plain(path, size))[1]), stores.read_image
+    stores.read_image, plain = (lambda path, size, bits: (time.sleep(.004), plain(path, size, bits))[1]), stores.read_image
     decode(frame, root, SIZE, out)
 
 def test_killed_at_any_moment_it_resumes_and_ends_in_the_same_bytes(phantom, wanted, tmp_path, monkeypatch):
@@ -193,7 +193,7 @@ def test_a_journal_counts_only_where_the_pixels_agree(copy, tmp_path, monkeypatc
     with stores._PixelFile(part/'pixels.npy') as rows: rows[11] = bytes(64 * 64) # a page that never reached the disk
     (part/'journal.csv').write_text(journal[:-7]) # a line cut short
     calls = []
-    monkeypatch.setattr(stores, 'read_image', lambda path, size: (calls.append(Path(path).name), read_image(path, size))[1])
+    monkeypatch.setattr(stores, 'read_image', lambda path, size, bits: (calls.append(Path(path).name), read_image(path, size, bits))[1])
     assert same(decode(frame, copy, 64, out), expected) and sorted(calls) == sorted([frame.index[11], frame.index[-1]])
 
 def test_two_processes_at_once_make_one_store(phantom, tmp_path):
@@ -215,7 +215,7 @@ def test_the_number_of_threads_changes_nothing(phantom, tmp_path, monkeypatch):
 @pytest.fixture
 def counted(monkeypatch):
     calls = []
-    monkeypatch.setattr(stores, 'read_image', lambda path, size: (calls.append(Path(path).name), read_image(path, size))[1])
+    monkeypatch.setattr(stores, 'read_image', lambda path, size, bits: (calls.append(Path(path).name), read_image(path, size, bits))[1])
     return calls
 
 def test_only_what_changed_is_decoded_again(copy, tmp_path, counted):

@@ -122,7 +122,7 @@ def test_scores_that_are_missing_or_others(made, tmp_path):
     pd.DataFrame({'image': made.index, 'influence': np.nan}).to_csv(tmp_path/'scores.csv')
     with refused('scores.csv', made.index[0]): read_scores(tmp_path/'scores.csv')
     pd.DataFrame({'image': made.index, 'loss': 1.}).to_csv(tmp_path/'scores.csv')
-    with refused('lacks the columns image and loss and aum'): read_scores(tmp_path/'scores.csv', ['loss', 'aum'])
+    with refused('scores.csv lacks the columns aum; it has', 'image, loss'): read_scores(tmp_path/'scores.csv', ['loss', 'aum'])
     assert len(read_scores(tmp_path/'scores.csv', ['loss'])) == 600
     with refused('loss has no value for', made.index[7]):
         subset_grid(pd.DataFrame({'aum': 1., 'loss': pd.Series(1., made.index).mask(made.index == made.index[7])}), made)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torchvision.models.densenet import DenseNet, _DenseBlock, _DenseLayer, _Transition
 
 from .layerwise import _known_layers, _watch_layers
-from .tracin import _check_mode, directional_scores, logit_gradient
+from .tracin import (_check_images, _score_along,
+    directional_scores, logit_gradient)
 
 # %% ../../nbs/5_attribution/03_densenet.ipynb #35579b8d
 def _rows(
@@ -164,6 +165,11 @@ def logits(self:_Moving,
 
 # %% ../../nbs/5_attribution/03_densenet.ipynb #cf38c515
 @torch.no_grad()
+def _fused_scores(model:nn.Module, loss, x:Tensor, y:Tensor, direction:dict) -> tuple:
+    logits, slopes = _Moving(model, direction).logits(x)
+    by_logit, losses = logit_gradient(loss, logits, y)
+    return (by_logit * slopes).sum(1), losses
+
 def densenet_directional_scores(
     model:nn.Module, # in evaluation mode; a DenseNet, see `is_densenet`
     loss,
@@ -172,10 +178,7 @@ def densenet_directional_scores(
     direction:dict, # parameters not in it do not count
 ) -> tuple: # (b,) dot products, (b,) losses
     "Score a batch in one pass, as `directional_scores` does for any network."
-    _check_mode(model)
-    logits, slopes = _Moving(model, direction).logits(x)
-    by_logit, losses = logit_gradient(loss, logits, y)
-    return (by_logit * slopes).sum(1), losses
+    return _score_along(_fused_scores, model, loss, x, y, direction)
 
 # %% ../../nbs/5_attribution/03_densenet.ipynb #aafe0bb1
 def _norm_relu(
@@ -324,7 +327,7 @@ def watch_densenet(
     see, # called with a layer's name, the layer, what came in and what comes back
 ) -> Tensor: # (b,) losses
     "Show each layer that holds a parameter, as hooks do for any network."
-    _check_mode(model)
+    _check_images(model, loss, x, y)
     wanted = _known_layers(model, names)
     def look(name, *seen):
         if name in wanted: see(name, wanted.pop(name), *seen)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.linalg import vecdot, vector_norm
 from torch.nn.grad import conv2d_weight
 
-from .tracin import image_losses, vmap_gradients
+from .tracin import (_check_images, _check_once, _doubt,
+    _fit_direction, _losses_of, _trainable, vmap_gradients)
 from ..data.files import InputError
 
 # %% ../../nbs/5_attribution/02_layerwise.ipynb #49911cc1
@@ -125,7 +126,7 @@ class _Watch:
 @patch
 def _passed(self:_Watch, name:str, layer:nn.Module, inputs:tuple, output:Tensor) -> Tensor:
     "Remember what came in, and wait for what comes back."
-    if name in self.came_in or len(inputs[0]) != self.images:
+    if name in self.came_in or not inputs or len(inputs[0]) != self.images:
         raise UnknownLayer(f'{name} is used twice, or not once an image')
     self.came_in[name] = inputs[0], inputs[0]._version
     if not output.requires_grad: # the way back ends here
@@ -138,8 +139,7 @@ def _returned(self:_Watch, name:str, layer:nn.Module, d:Tensor) -> None:
     "Show a layer, if what came in is still there."
     a, version = self.came_in.pop(name)
     if a._version != version:
-        raise InputError(f'The input of {name} was overwritten: use layers that do not work '
-                         'in place.')
+        raise UnknownLayer(f'The input of {name} was overwritten by a layer in place')
     with torch.no_grad(): self.see(name, layer, a, d)
 
 # %% ../../nbs/5_attribution/02_layerwise.ipynb #cb563aa0
@@ -155,7 +155,8 @@ def _frozen(model:nn.Module):
 def _is_known(layer:nn.Module) -> bool:
     odd = isinstance(layer, nn.Conv2d) and (layer.padding_mode != 'zeros'
                                             or isinstance(layer.padding, str))
-    return type(layer) in _LAYERS and not odd
+    named = {name for name, _ in layer.named_parameters(recurse=False)}
+    return type(layer) in _LAYERS and named <= {'weight', 'bias'} and not odd
 
 # %% ../../nbs/5_attribution/02_layerwise.ipynb #d5c4a29d
 def _known_layers(
@@ -186,29 +187,41 @@ def _watch_layers(
     names, # of parameters
     see, # called with a layer's name, the layer, what came in and what comes back
 ) -> Tensor: # (b,) losses
-    "Show each layer that holds a parameter. Raises `UnknownLayer`, having shown none."
+    "Show each layer that holds a parameter. Raises `UnknownLayer`."
+    _check_images(model, loss, x, y)
     layers = _known_layers(model, names)
     with _Watch(layers, see, len(x)) as watch, _frozen(model), torch.enable_grad():
-        losses = image_losses(model, loss, x, y)
+        losses = _losses_of(loss, model(x), y)
         if missing := layers.keys() - watch.came_in.keys():
             raise UnknownLayer(f'{min(missing)} is not called')
         losses.sum().backward()
+        if watch.came_in:
+            raise UnknownLayer(f'No derivative comes back to {min(watch.came_in)}')
     return losses.detach()
 
 # %% ../../nbs/5_attribution/02_layerwise.ipynb #ca753789
 def _named(layer:str, gradients:dict) -> dict: # parameters by their full names
     return {f'{layer}.{name}': g for name, g in gradients.items()}
 
-def _warn_and_call(unknown:UnknownLayer, function, *arguments):
-    "Warn why, then call."
-    warnings.warn(f'{unknown}: its network\'s gradients are formed by vmap, which takes more '
-                  'time and memory.')
-    return function(*arguments)
-
 def _by_layer(gradients:dict): # pairs of a layer's name and its gradients by parameter name
     found = {}
     for name, g in gradients.items(): found.setdefault(name.rpartition('.')[0], {})[name] = g
     return found.items()
+
+def _is_right(watch, model, loss, x:Tensor, y:Tensor, names) -> bool:
+    "Whether watched layers give an image the score it must have; warns why not."
+    def along(model, loss, x, y, direction):
+        parts = []
+        def see(name, *seen):
+            parts.extend((g * direction[full]).flatten(1).sum(1) for full, g in
+                         _named(name, _layer_gradients(*seen)).items() if full in direction)
+        losses = watch(model, loss, x, y, direction, see)
+        return sum(parts), losses
+    why = _doubt(along, model, loss, x, y, names, watch)
+    if why:
+        warnings.warn(f'{why}: its network\'s gradients are formed by vmap, which takes more '
+                      'time and memory.')
+    return not why
 
 # %% ../../nbs/5_attribution/02_layerwise.ipynb #d1297942
 def per_sample_gradients(
@@ -216,15 +229,18 @@ def per_sample_gradients(
     loss,
     x:Tensor, # (b, ...)
     y:Tensor, # (b, ...)
-    names=None, # of the parameters wanted; None: all
+    names=None, # of the parameters wanted; None: all that require a gradient
     watch=_watch_layers, # the pass through the network
 ) -> tuple: # parameter name -> (b, *shape), and the losses (b,)
     "Compute the gradient of each image's loss, layer by layer where every layer is known."
-    names, found = names or [name for name, _ in model.named_parameters()], {}
+    found = {}
     def see(name, *seen): found.update(_named(name, _layer_gradients(*seen)))
-    try: losses = watch(model, loss, x, y, names, see)
-    except UnknownLayer as unknown:
-        return _warn_and_call(unknown, vmap_gradients, model, loss, x, y, names)
+    with _check_once():
+        _check_images(model, loss, x, y)
+        names = [*_trainable(model, names)]
+        if not _is_right(watch, model, loss, x, y, names):
+            return vmap_gradients(model, loss, x, y, names)
+        losses = watch(model, loss, x, y, names, see)
     return {name: found[name] for name in names}, losses
 
 # %% ../../nbs/5_attribution/02_layerwise.ipynb #d1b12adb
@@ -281,11 +297,14 @@ def gradient_scores(
         parts = [_measure(_named(name, _layer_gradients(layer, *some)), directions)
                  for some in _chunks(layer, a, d)]
         found[name] = [torch.cat(kind) for kind in zip(*parts)]
-    try: losses = watch(model, loss, x, y, directions, see)
-    except UnknownLayer as unknown:
-        given = model, loss, x, y, directions
-        gradients, losses = _warn_and_call(unknown, vmap_gradients, *given)
-        found = {name: _measure(own, directions) for name, own in _by_layer(gradients)}
+    with _check_once():
+        _check_images(model, loss, x, y)
+        directions = _fit_direction(model, directions, leading=1)
+        if _is_right(watch, model, loss, x, y, directions):
+            losses = watch(model, loss, x, y, directions, see)
+        else:
+            gradients, losses = vmap_gradients(model, loss, x, y, directions)
+            found = {name: _measure(own, directions) for name, own in _by_layer(gradients)}
     products, squares = (sum(kind) for kind in zip(*found.values()))
     return _Scores(products, squares, losses, {name: own for name, (own, _) in found.items()})
 
@@ -314,17 +333,20 @@ def self_influence(
     loss,
     x:Tensor, # (b, ...)
     y:Tensor, # (b, ...)
-    names=None, # of the parameters that count; None: all
+    names=None, # of the parameters that count; None: all that require a gradient
     watch=_watch_layers, # the pass through the network
 ) -> Tensor: # (b,)
     "Compute the squared norm of each image's gradient (Pruthi et al. 2020, section 4.1)."
-    names, squares = names or [name for name, _ in model.named_parameters()], []
+    squares = []
     def see(name, layer, a, d):
         parts = [_layer_squares(layer, *some) for some in _chunks(layer, a, d)]
         squares.extend(torch.cat([part[p] for part in parts])
                        for p in parts[0] if f'{name}.{p}' in names)
-    try: watch(model, loss, x, y, names, see)
-    except UnknownLayer as unknown:
-        gradients, _ = _warn_and_call(unknown, vmap_gradients, model, loss, x, y, names)
-        return sum(g.flatten(1).square().sum(1) for g in gradients.values())
+    with _check_once():
+        _check_images(model, loss, x, y)
+        names = [*_trainable(model, names)]
+        if not _is_right(watch, model, loss, x, y, names):
+            gradients, _ = vmap_gradients(model, loss, x, y, names)
+            return sum(g.flatten(1).square().sum(1) for g in gradients.values())
+        watch(model, loss, x, y, names, see)
     return sum(squares)

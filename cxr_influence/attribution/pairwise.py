@@ -24,10 +24,10 @@ from ..data.batches import Data
 from ..data.files import (DamagedFile, InputError, _check, _digest, _keep,
     _note_checksum, _remove, _warn, _write_whole, _writing)
 from ..data.labels import FINDINGS, check_finding
-from ..training.checkpoints import list_checkpoints
 from ..training.distributed import Processes, join_processes
 from ..training.losses import FocalLoss
 from ..training.networks import weights_checksum
+from ..training.checkpoints import _epochs_to_sum
 
 # %% ../../nbs/5_attribution/05_pairwise.ipynb #91ecc19a
 def _query_gradients(
@@ -303,7 +303,7 @@ def pairwise(
     **settings, # `layers`, `memory` (5e8 bytes for gradients), `batch_size` (32), `device`
 ) -> pd.DataFrame: # `image`, `rank` (1: first proponent, -1: first opponent), ...
     "Find the training images that taught a model its predictions (Pruthi et al. 2020, eq. 1)."
-    checkpoints, out = list_checkpoints(run), Path(out)
+    checkpoints, out = _epochs_to_sum(run), Path(out)
     _check_scorable(checkpoints, data)
     _check_count('top', top)
     processes, queries = join_processes(settings.pop('device', None)), _query_rows(data, images)

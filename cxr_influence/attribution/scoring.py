@@ -22,13 +22,15 @@ from tqdm import tqdm
 
 from .densenet import fastest
 from .layerwise import gradient_scores
-from .tracin import _check_mode, plain_scores
+from cxr_influence.attribution.tracin import (_check_images, _check_once, _full_precision,
+    plain_scores)
 from ..data.batches import Data, batches
 from cxr_influence.data.files import (InputError, _check, _keep, _read_kept, _read_table,
     _write_whole, _writing)
 from ..data.labels import FINDINGS
+from ..data.nih import match_names
 from ..data.splits import check_splits
-from ..training.checkpoints import Checkpoint, list_checkpoints
+from ..training.checkpoints import Checkpoint, _epochs_to_sum
 from ..training.distributed import Processes, join_processes
 from ..training.networks import weights_checksum
 from ..training.resume import _wait_for
@@ -64,22 +66,61 @@ def _check_count(name:str, value) -> None:
         raise InputError(f'{name} is {value!r}: give a whole number above 0.')
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #404da223
+_COLUMNS = ('influence', 'rank', 'optimiser_aware', 'self_influence', 'cosine', 'loss')
+
+def _check_groups(groups) -> None:
+    "Raise `InputError` for a group named like a finding or another column of the scores."
+    if groups is not None and not isinstance(groups, dict):
+        raise InputError(f'groups is {type(groups).__name__}: give name -> images.')
+    for name in groups or {}:
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f'Group {name!r} has no name: call it by a text.')
+        plain = name.strip().lower().removeprefix('influence_')
+        for known in [known for known in (*FINDINGS, *_COLUMNS) if known.lower() == plain]:
+            what = 'a finding' if known in FINDINGS else f'the column {known}'
+            raise InputError(f'Group {name} has the name of {what}: choose another.')
+
 def _target_images(frame:pd.DataFrame, against:str, groups:dict|None=None) -> pd.Index:
-    "Find the images of a split. Raises `InputError` for none, or a group named as a finding."
+    "Find the images of a split. Raises `InputError` for none, or a group's invalid name."
     named = frame.index[frame.split == against]
     if not len(named):
         raise InputError(f'No image is of split {against}: use one of '
                          f'{", ".join(sorted(set(frame.split)))}.')
-    for name in {*(groups or {})} & {*FINDINGS}:
-        raise InputError(f'Group {name} has the name of a finding: choose another.')
+    _check_groups(groups)
     return named
 
+# %% ../../nbs/5_attribution/04_scoring.ipynb #gr18002
+def _masked(mask:pd.Series, frame:pd.DataFrame, named:pd.Index) -> pd.Index|None:
+    "Find the target images that a mask marks; None: its length is that of nothing."
+    marked = mask.fillna(False).to_numpy(bool)
+    if not isinstance(mask.index, pd.RangeIndex) or mask.index.equals(frame.index):
+        return mask.index[marked & ~mask.index.isin(frame.index.difference(named))]
+    rows = {len(named): named, len(frame): frame.index}.get(len(mask))
+    return None if rows is None else rows[marked].intersection(named, sort=False)
+
+def _named_by(name:str, group, frame:pd.DataFrame, named:pd.Index) -> pd.Index:
+    "Read the names of a group, or its mask. Raises `InputError`."
+    if isinstance(group, str): group = [group]
+    if isinstance(group, pd.DataFrame): group = group.index
+    if isinstance(group, (set, frozenset)): group = sorted(group, key=str)
+    try: group = pd.Series(group if isinstance(group, pd.Series) else list(group))
+    except TypeError: raise InputError(f'Group {name} is {group!r}: give names.') from None
+    values = group.dropna().map(type).isin([bool, np.bool_])
+    if not len(values) or not values.all(): return pd.Index(group, dtype=object)
+    images = _masked(group, frame, named)
+    if images is None:
+        raise InputError(f'Group {name} is a mask of {len(group)} values: give one for each '
+                         f'of the {len(named)} target images, or of the {len(frame)} rows.')
+    return images
+
+# %% ../../nbs/5_attribution/04_scoring.ipynb #gr18003
 def _group_images(name:str, group, frame:pd.DataFrame, against:str) -> pd.Index:
     "Find a group's images. Raises `InputError` if some are not target images, or none are."
     named = frame.index[frame.split == against]
-    chosen = isinstance(group, pd.Series) and group.dtype == bool
-    images = group.index[group].intersection(named) if chosen else pd.Index(group)
-    for stranger in images.difference(named)[:1]:
+    written = _named_by(name, group, frame, named)
+    images = match_names(written, frame.index)
+    images = pd.Index(images.where(images.notna(), written.astype(str)), dtype=object)
+    for stranger in images[~images.isin(named)][:1]:
         split = f' but one of split {frame.split[stranger]}' if stranger in frame.index else ''
         raise InputError(f'Group {name}: {stranger} is no {against} image{split}.')
     if not len(images): raise InputError(f'Group {name} has no {against} image.')
@@ -89,7 +130,7 @@ def _group_images(name:str, group, frame:pd.DataFrame, against:str) -> pd.Index:
 def query_losses(
     frame:pd.DataFrame,
     per_finding:bool=True, # one column per finding, which add up to the whole; else the whole
-    groups:dict|None=None, # name -> names of target images, or a boolean Series
+    groups:dict|None=None, # name -> names of target images, or a mask
     against:str='validation', # split of the target images
 ) -> dict: # column -> (n, 14) weights of the target images
     "Weight the losses that a score is about. Raises `InputError` for an invalid group."
@@ -99,7 +140,8 @@ def query_losses(
     found = columns if per_finding else {'influence': whole}
     for name, group in (groups or {}).items():
         images = _group_images(name, group, frame, against)
-        chosen = named.isin(images)[:, None] / len(images)
+        counts = images.value_counts().reindex(named, fill_value=0).to_numpy()
+        chosen = counts[:, None] / len(images)
         found[f'influence_{name}'] = np.repeat(chosen, 14, axis=1)
     return found
 
@@ -112,11 +154,11 @@ def _weighted_gradients(
     names, # of the parameters wanted
 ) -> tuple: # parameter name -> (k, *shape), and the (n,) losses
     "Compute the gradients of k weighted sums of losses."
-    _check_mode(model)
     parameters = {name: p for name, p in model.named_parameters() if name in names}
     total = {name: p.new_zeros(len(weights), *p.shape) for name, p in parameters.items()}
     start, losses = 0, []
     for x, y, *_ in loader:
+        if not start: _check_images(model, loss, x, y)
         values = loss(model(x), y)
         for k, part in enumerate(weights[:, start:start + len(x)].to(values)):
             if not part.any(): continue
@@ -177,16 +219,9 @@ def _chosen_parameters(
 def _scoring(model:nn.Module):
     "Evaluation mode and full precision. Raises `RuntimeError` if a byte of the model changed."
     before, mode = weights_checksum(model), model.training
-    precision = torch.get_float32_matmul_precision()
-    cudnn = torch.backends.cudnn
-    same = dict(enabled=cudnn.enabled, benchmark=cudnn.benchmark, # `flags` turns cuDNN off
-                deterministic=cudnn.deterministic)
-    torch.set_float32_matmul_precision('highest')
     try:
-        with cudnn.flags(**same, allow_tf32=False): yield model.eval()
-    finally:
-        model.train(mode)
-        torch.set_float32_matmul_precision(precision)
+        with _full_precision(), _check_once(): yield model.eval()
+    finally: model.train(mode)
     if weights_checksum(model) != before: raise RuntimeError('Scoring changed the model.')
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #8de2e4c6
@@ -444,19 +479,16 @@ def _check_scorable(
     "Raise `InputError` unless the checkpoints are of one run on this data, with their rates."
     check_splits(data.frame)
     for checkpoint in checkpoints: _check_data(checkpoint, data)
-    for checkpoint in checkpoints: _check_rate(checkpoint, checkpoints[0])
+    for checkpoint in checkpoints: _check_rate(checkpoint)
     if not sum(checkpoint.facts['learning_rate'] for checkpoint in checkpoints):
         raise InputError(f'All learning rates in {checkpoints[0].folder.parent} are zero: '
                          'no step was taken, and every score would be zero.')
 
-def _check_rate(checkpoint:Checkpoint, first:Checkpoint) -> None:
+def _check_rate(checkpoint:Checkpoint) -> None:
     rate = checkpoint.facts['learning_rate']
     if not isinstance(rate, (int, float)) or not math.isfinite(rate) or rate < 0:
         raise InputError(f'{checkpoint.folder} has the learning rate {rate}: TracIn needs '
                          'that of its epoch in checkpoint.json.')
-    if checkpoint.facts['loss'] != first.facts['loss']:
-        raise InputError(f'{checkpoint.folder} was trained with another loss than '
-                         f'{first.folder}: score one run at a time.')
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #382b44ba
 def _add_up(
@@ -548,7 +580,7 @@ def influence(
     **settings, # `batch_size` (32) and `device`
 ) -> pd.DataFrame: # index `image`: `influence`, `rank` (1 is most helpful), ..., `loss`
     "TracInCP scores of every training image (Pruthi et al. 2020, section 3.1)."
-    start, out, checkpoints = time.perf_counter(), Path(out), list_checkpoints(run)
+    start, out, checkpoints = time.perf_counter(), Path(out), _epochs_to_sum(run)
     processes = settings['processes'] = join_processes(settings.pop('device', None))
     _check_scorable(checkpoints, data)
     query = _Query(query_losses(data.frame, per_finding, groups, against), layers, against)

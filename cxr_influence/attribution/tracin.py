@@ -8,53 +8,251 @@ __all__ = ['image_losses', 'gradient', 'plain_scores', 'logit_gradient', 'direct
 # %% ../../nbs/5_attribution/01_tracin.ipynb #328b9494
 import warnings
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, grad_and_value, vmap
+from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import register_module_forward_hook
 
 from ..data.files import InputError
 
 # %% ../../nbs/5_attribution/01_tracin.ipynb #a0b132b6
+def _check_values(values, images:int) -> None:
+    "Raise `InputError` unless a loss gives numbers for each image."
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        raise InputError(f'The loss gives a {getattr(values, "dtype", type(values).__name__)}: '
+                         'it must give a tensor of floating-point numbers.')
+    if values.dim() == 0 or len(values) != images:
+        raise InputError(f'The loss gives {tuple(values.shape)} for {images} images: it must '
+                         'give one number per image, as with reduction=\'none\'.')
+
 def _losses_of(
     loss, # called with logits and targets, it gives (b,) or (b, findings)
-    logits:Tensor, # (b, ...)
+    logits, # (b, ...), or whatever the model gives
     y:Tensor, # (b, ...)
 ) -> Tensor: # (b,): summed over the findings, never averaged over the batch
     "Compute the loss of each image. Raises `InputError` if the loss is one number for all."
     values = loss(logits, y)
-    if values.dim() == 0 or len(values) != len(y):
-        raise InputError(f'The loss gives {tuple(values.shape)} for {len(y)} images: it must '
-                         'give one number per image, as with reduction=\'none\'.')
+    _check_values(values, len(y))
     return values.flatten(1).sum(1) if values.dim() > 1 else values
+
+# %% ../../nbs/5_attribution/01_tracin.ipynb #43c7c8e6
+@contextmanager
+def _as_input_error(what:str):
+    "Turn any error into an `InputError` of one sentence."
+    try: yield
+    except InputError: raise
+    except Exception as error:
+        raise InputError(f'{what}: {_first_line(error)}.') from error
+
+def _first_line(error:Exception) -> str: # of its message
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip('.:')[:300]
 
 def _check_mode(model:nn.Module) -> None:
     "Raise `InputError` in training mode."
+    if not isinstance(model, nn.Module):
+        raise InputError(f'The model is a {type(model).__name__}: give a torch.nn.Module.')
     if any(module.training for module in model.modules()):
         raise InputError('The model is in training mode, where dropout and BatchNorm mix '
                          'images: call model.eval().')
 
-def image_losses(model:nn.Module, loss, x:Tensor, y:Tensor) -> Tensor: # (b,)
-    "Compute the training loss of each image. Raises `InputError` in training mode."
+# %% ../../nbs/5_attribution/01_tracin.ipynb #bdeff92e
+def _check_batch(model:nn.Module, x:Tensor, y:Tensor) -> None:
+    "Raise `InputError` for half precision, or unless there is one target per image."
+    for what, part in {'images': x, 'targets': y}.items():
+        if not isinstance(part, Tensor) or not part.dim():
+            raise InputError(f'The {what} are a {type(part).__name__}: give a tensor with one '
+                             'row per image.')
+    if len(x) != len(y) or not len(x):
+        raise InputError(f'{len(x)} images have {len(y)} targets: give one per image.')
+    for name, p in model.named_parameters():
+        if p.is_meta: raise InputError(f'{name} has no values (device meta): load the weights.')
+        _check_precision(name, p)
+
+def _check_precision(what:str, values:Tensor) -> None:
+    "Raise `InputError` for numbers too coarse for dot products of gradients."
+    if values.is_floating_point() and torch.finfo(values.dtype).eps > 1e-6:
+        raise InputError(f'{what} is {values.dtype}, too coarse for gradients: score in full '
+                         'precision, with model.float() and without autocast.')
+
+# %% ../../nbs/5_attribution/01_tracin.ipynb #6d6c119b
+def _changed(before:Tensor, after:Tensor) -> bool: # NaN equals itself
+    return not torch.equal(before.nan_to_num(), after.nan_to_num())
+
+def _random_state(x:Tensor): # of the random numbers on its device
+    return torch.cuda.get_rng_state(x.device) if x.is_cuda else torch.get_rng_state()
+
+@contextmanager
+def _no_half():
+    "Raise `InputError` if a layer computes in half precision, as with autocast."
+    def look(layer, _, out):
+        what = f'The output of {type(layer).__name__}'
+        if isinstance(out, Tensor): _check_precision(what, out)
+    hook = register_module_forward_hook(look)
+    try: yield
+    finally: hook.remove()
+
+# %% ../../nbs/5_attribution/01_tracin.ipynb #124cf860
+def _check_shapes(logits, y:Tensor) -> None:
+    "Raise `InputError` if a loss would broadcast targets over logits."
+    if not isinstance(logits, Tensor) or logits.dim() != y.dim(): return
+    pairs = zip(logits.shape, y.shape)
+    if y.is_floating_point() and any(a != b and 1 in (a, b) for a, b in pairs):
+        raise InputError(f'The model gives {tuple(logits.shape)} for targets of shape '
+                         f'{tuple(y.shape)}: give them the same shape.')
+
+# %% ../../nbs/5_attribution/01_tracin.ipynb #62e3d28b
+def _try_losses(model:nn.Module, loss, x:Tensor, y:Tensor) -> Tensor: # (b, ...)
+    "Compute losses on copies. Raises `InputError` if that fails or is random."
+    own, labels, state = x.clone(), y.clone(), _random_state(x)
+    with _as_input_error('The model fails on these images'), _no_half(): logits = model(own)
+    _check_shapes(logits, y)
+    with _as_input_error('The loss fails on what the model gives'):
+        values = loss(logits, labels)
+    _check_values(values, len(y))
+    _check_precision('The loss', values)
+    if not torch.equal(state, _random_state(x)):
+        raise InputError('The model or the loss is random in evaluation mode, as with '
+                         'F.dropout(x): use F.dropout(x, training=self.training).')
+    if _changed(x, own) or _changed(y, labels):
+        raise InputError('The model or the loss overwrites its input: use operations that do '
+                         'not work in place.')
+    return values
+
+# %% ../../nbs/5_attribution/01_tracin.ipynb #26a44775
+@contextmanager
+def _full_precision():
+    "Compute matrix products and convolutions without TensorFloat-32."
+    precision, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
+    same = dict(enabled=cudnn.enabled, benchmark=cudnn.benchmark, # `flags` turns cuDNN off
+                deterministic=cudnn.deterministic)
+    torch.set_float32_matmul_precision('highest')
+    try:
+        with cudnn.flags(**same, allow_tf32=False): yield
+    finally: torch.set_float32_matmul_precision(precision)
+
+def _equal_rows(a:Tensor, b:Tensor) -> bool:
+    "Whether two tables of losses are equal up to rounding; NaN equals itself."
+    if a.shape != b.shape: return False
+    a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
+    size, eps = b.abs().nan_to_num().amax(1, keepdim=True), torch.finfo(a.dtype).eps
+    near = (a - b).abs() <= eps**.5 * size + 8 * eps * size.max()
+    return bool((near | (a == b) | (a.isnan() & b.isnan())).all())
+
+# %% ../../nbs/5_attribution/01_tracin.ipynb #91fadd4b
+def _alone_and_together(model:nn.Module, loss, x:Tensor, y:Tensor) -> tuple:
+    "Compute the losses of up to eight images, one at a time and in their batch."
+    chosen = sorted({round(i) for i in torch.linspace(0, len(x) - 1, 8).tolist()})
+    together = _try_losses(model, loss, x, y)[chosen].detach()
+    return [_try_losses(model, loss, x[i:i+1], y[i:i+1]).detach() for i in chosen], together
+
+def _compare_alone(model:nn.Module, loss, x:Tensor, y:Tensor) -> None:
+    "Raise `InputError` unless images have the same losses alone and in their batch."
+    with _full_precision():
+        try:
+            with torch.no_grad(): alone, together = _alone_and_together(model, loss, x, y)
+        except InputError: # some networks, and hooks on them, need gradients
+            with torch.enable_grad(): alone, together = _alone_and_together(model, loss, x, y)
+    if len({row.shape for row in alone}) > 1 or not _equal_rows(torch.cat(alone), together):
+        raise InputError('An image has another loss alone than in its batch: the model or the '
+                         'loss mixes images, broadcasts, or keeps a state. Normalise by fixed '
+                         'numbers, and give one loss per image.')
+
+# %% ../../nbs/5_attribution/01_tracin.ipynb #b867dc89
+_CHECKED = ContextVar('checked', default=None)
+
+@contextmanager
+def _check_once():
+    "Within, what was checked for a model and a loss is not checked again."
+    seen = _CHECKED.get()
+    token = _CHECKED.set([] if seen is None else seen)
+    try: yield
+    finally: _CHECKED.reset(token)
+
+def _remember(find, *key): # what `find` gives, or gave before
+    seen = _CHECKED.get()
+    for known, found in seen or []:
+        if known == key: return found
+    found = find()
+    if seen is not None: seen.append((key, found))
+    return found
+
+def _check_images(model:nn.Module, loss, x:Tensor, y:Tensor) -> None:
+    "Raise `InputError` unless each image has a loss of its own."
     _check_mode(model)
+    _check_batch(model, x, y)
+    _remember(lambda: _compare_alone(model, loss, x, y), _compare_alone, model, loss)
+
+# %% ../../nbs/5_attribution/01_tracin.ipynb #00d35470
+def image_losses(model:nn.Module, loss, x:Tensor, y:Tensor) -> Tensor: # (b,)
+    "Compute the training loss of each image. Raises `InputError` if it is not the image's own."
+    _check_images(model, loss, x, y)
     return _losses_of(loss, model(x), y)
 
 # %% ../../nbs/5_attribution/01_tracin.ipynb #067050ab
+def _trainable(
+    model:nn.Module,
+    names=None, # of the parameters wanted; None: all
+) -> dict: # name -> parameter
+    "Find the parameters that take steps. Raises `InputError` for an unknown name, or none."
+    every = dict(model.named_parameters())
+    wanted = {*(every if names is None else [names] if isinstance(names, str) else names)}
+    for name in sorted(wanted - every.keys())[:1]:
+        raise InputError(f'The model has no parameter {name}: it has '
+                         f'{", ".join([*every][:3])} and others.')
+    found = {name: p for name, p in every.items() if name in wanted and p.requires_grad}
+    if not found:
+        raise InputError('None of the parameters takes steps: call requires_grad_() on those '
+                         'that were trained.')
+    return found
+
+# %% ../../nbs/5_attribution/01_tracin.ipynb #d0b5b06b
 def gradient(
     model:nn.Module,
     value:Tensor, # a number that depends on the parameters
-    names=None, # of the parameters wanted; None: all
+    names=None, # of the parameters wanted; None: all that require a gradient
 ) -> dict: # parameter name -> tensor of its shape
     "Compute the gradient with respect to parameters, BatchNorm's included."
-    parameters = {name: p for name, p in model.named_parameters()
-                  if names is None or name in names}
-    found = torch.autograd.grad(value, list(parameters.values()), retain_graph=True,
-                                allow_unused=True, materialize_grads=True)
-    return dict(zip(parameters, found))
+    parameters = _trainable(model, names)
+    if not value.requires_grad:
+        raise InputError('The value depends on no parameter that takes steps: compute it with '
+                         'gradients on, and without detach().')
+    with _as_input_error('The gradient cannot be computed'):
+        found = torch.autograd.grad(value, list(parameters.values()), retain_graph=True,
+                                    allow_unused=True, materialize_grads=True)
+    return {name: g.to_dense() for name, g in zip(parameters, found)}
 
 # %% ../../nbs/5_attribution/01_tracin.ipynb #e609a68f
+def _fit_direction(
+    model:nn.Module,
+    direction:dict, # parameter name -> tensor
+    leading:int=0, # dimensions before the parameter's own
+) -> dict: # of the parameters that take steps, in their precision, on their device
+    "Fit directions to a model. Raises `InputError` for another name or shape."
+    found = {}
+    for name, p in _trainable(model, direction).items():
+        if (shape := direction[name].shape)[leading:] != p.shape:
+            raise InputError(f'The direction has {tuple(shape)} for {name}, which has '
+                             f'{tuple(p.shape)}: give that of this network.')
+        found[name] = direction[name].detach().to(p)
+    return found
+
+def _image_gradients(model, loss, x:Tensor, y:Tensor, names): # pairs of a gradient and a loss
+    for i in range(len(x)):
+        with torch.enable_grad(): value = _losses_of(loss, model(x[i:i+1]), y[i:i+1]).sum()
+        yield gradient(model, value, names), value.detach()
+
+# %% ../../nbs/5_attribution/01_tracin.ipynb #0d670edf
+def _plain_scores(model, loss, x:Tensor, y:Tensor, direction:dict) -> tuple: # scores, losses
+    scores, losses = [], []
+    for own, value in _image_gradients(model, loss, x, y, direction):
+        scores.append(sum((own[name] * direction[name]).sum() for name in own))
+        losses.append(value)
+    return torch.stack(scores), torch.stack(losses)
+
 def plain_scores(
     model:nn.Module, # in evaluation mode
     loss,
@@ -63,12 +261,8 @@ def plain_scores(
     direction:dict, # such as the validation gradient; parameters not in it do not count
 ) -> Tensor: # (b,) dot products
     "Score images one at a time, one backward pass each: the definition."
-    scores = []
-    for i in range(len(x)):
-        value = image_losses(model, loss, x[i:i+1], y[i:i+1]).sum()
-        own = gradient(model, value, direction)
-        scores.append(sum((own[name] * direction[name]).sum() for name in own))
-    return torch.stack(scores)
+    _check_images(model, loss, x, y)
+    return _plain_scores(model, loss, x, y, _fit_direction(model, direction))[0]
 
 # %% ../../nbs/5_attribution/01_tracin.ipynb #1f13e321
 def logit_gradient(
@@ -77,10 +271,11 @@ def logit_gradient(
     y:Tensor, # (b, ...)
 ) -> tuple: # (b, ...) derivative of the losses by the logits, and the (b,) losses
     "Differentiate each image's loss with respect to its logits."
-    def total(z):
+    z = logits.detach().requires_grad_()
+    with _as_input_error('The loss has no gradient'), torch.enable_grad():
         losses = _losses_of(loss, z, y)
-        return losses.sum(), losses
-    return grad(total, has_aux=True)(logits)
+        found, = torch.autograd.grad(losses.sum(), z, materialize_grads=True)
+    return found, losses.detach()
 
 # %% ../../nbs/5_attribution/01_tracin.ipynb #6c13b904
 @contextmanager
@@ -95,6 +290,66 @@ def _forward_mode():
     finally: torch.backends.mha.set_fastpath_enabled(fused)
 
 # %% ../../nbs/5_attribution/01_tracin.ipynb #712600fb
+@contextmanager
+def _same_attributes(model:nn.Module):
+    "Put back the tensors that hooks such as pruning's write into modules."
+    kept = [(vars(module), name, value) for module in model.modules()
+            for name, value in vars(module).items() if isinstance(value, Tensor)]
+    try: yield
+    finally:
+        for attributes, name, value in kept: attributes[name] = value
+
+def _forward_scores(model, loss, x:Tensor, y:Tensor, direction:dict) -> tuple:
+    with _forward_mode(), _same_attributes(model):
+        moving = {name: forward_ad.make_dual(p, direction[name])
+                  for name, p in model.named_parameters() if name in direction}
+        out = functional_call(model, moving, (x,))
+        packed = not isinstance(out, Tensor) # such as a tuple: the loss takes it apart
+        if packed: out = _losses_of(loss, out, y)
+        value, slope = forward_ad.unpack_dual(out)
+    if slope is None: slope = torch.zeros_like(value) # no parameter reaches it
+    if packed: return slope, value
+    by_logit, losses = logit_gradient(loss, value, y)
+    return (by_logit * slope).flatten(1).sum(1), losses
+
+# %% ../../nbs/5_attribution/01_tracin.ipynb #d9d150e1
+def _own_direction(model, loss, x:Tensor, y:Tensor, names) -> tuple: # image, direction, score
+    "Find an image with a gradient, and a direction along which its score is known."
+    with _as_input_error('The gradient of an image\'s loss cannot be computed'):
+        for i, (own, _) in enumerate(_image_gradients(model, loss, x, y, names)):
+            norms = {name: g.norm() for name, g in own.items()}
+            score = sum(norms.values())
+            if score > 0 and score.isfinite(): break
+    def scaled(g, norm):
+        flat = torch.full_like(g, g.numel()**-.5) # where the loss does not depend on it
+        return g / norm if norm > torch.finfo(g.dtype).tiny else flat
+    return i, {name: scaled(g, norms[name]) for name, g in own.items()}, score
+
+def _doubt(way, model, loss, x:Tensor, y:Tensor, names, key=None) -> str: # empty: it is right
+    "Find why a fast way of scoring does not give an image the score it must have."
+    def find():
+        few, labels = x[:4], y[:4]
+        with _full_precision():
+            i, direction, score = _own_direction(model, loss, few, labels, names)
+            if not score.isfinite(): return 'The gradients of its first images are not numbers'
+            try: found = way(model, loss, few, labels, direction)[0][i]
+            except Exception as error: return _first_line(error)
+        near = abs(found - score) <= torch.finfo(score.dtype).eps**(1 / 3) * score
+        return '' if near else 'It gives an image another score'
+    return _remember(find, key or way, model, loss, tuple(names))
+
+# %% ../../nbs/5_attribution/01_tracin.ipynb #4ffe3a35
+def _score_along(way, model, loss, x:Tensor, y:Tensor, direction:dict) -> tuple:
+    "Score by a fast way, or by the definition with a warning."
+    with _check_once():
+        _check_images(model, loss, x, y)
+        direction = _fit_direction(model, direction)
+        if why := _doubt(way, model, loss, x, y, direction):
+            warnings.warn(f'One pass cannot score this network ({why}): each image takes a '
+                          'backward pass of its own, which takes more time.')
+            way = _plain_scores
+        return way(model, loss, x, y, direction)
+
 def directional_scores(
     model:nn.Module, # in evaluation mode, of any architecture
     loss,
@@ -103,28 +358,40 @@ def directional_scores(
     direction:dict, # such as the validation gradient; parameters not in it do not count
 ) -> tuple: # (b,) dot products, (b,) losses
     "Score a batch in one forward-mode pass: each loss's derivative along the direction."
-    _check_mode(model)
-    with _forward_mode():
-        moving = {name: forward_ad.make_dual(p, direction[name])
-                  for name, p in model.named_parameters() if name in direction}
-        logits, slope = forward_ad.unpack_dual(functional_call(model, moving, (x,)))
-    by_logit, losses = logit_gradient(loss, logits, y)
-    return (by_logit * slope).flatten(1).sum(1), losses
+    return _score_along(_forward_scores, model, loss, x, y, direction)
 
 # %% ../../nbs/5_attribution/01_tracin.ipynb #6ee81804
+def _by_vmap(model, loss, x:Tensor, y:Tensor, names) -> tuple:
+    parameters = {name: p.detach() for name, p in _trainable(model, names).items()}
+    def one(p, x, y): # the loss of one image
+        return _losses_of(loss, functional_call(model, p, (x[None],)), y[None]).sum()
+    with warnings.catch_warnings(), _same_attributes(model):
+        warnings.simplefilter('ignore', UserWarning) # of layers it takes one image at a time
+        return vmap(grad_and_value(one), in_dims=(None, 0, 0))(parameters, x, y)
+
+def _vmap_scores(model, loss, x:Tensor, y:Tensor, direction:dict) -> tuple:
+    found, losses = _by_vmap(model, loss, x, y, direction)
+    return sum((g * direction[name]).flatten(1).sum(1) for name, g in found.items()), losses
+
+def _one_by_one(model, loss, x:Tensor, y:Tensor, names) -> tuple:
+    found, losses = zip(*_image_gradients(model, loss, x, y, names))
+    return {name: torch.stack([own[name] for own in found]) for name in names}, \
+        torch.stack(losses)
+
+# %% ../../nbs/5_attribution/01_tracin.ipynb #f8fd2fa9
 def vmap_gradients(
     model:nn.Module, # in evaluation mode, of any architecture
     loss,
     x:Tensor, # (b, ...)
     y:Tensor, # (b, ...)
-    names=None, # of the parameters wanted; None: all
+    names=None, # of the parameters wanted; None: all that require a gradient
 ) -> tuple: # parameter name -> (b, *shape), and the losses (b,)
     "Compute the gradient of each image's loss by `torch.func.vmap`."
-    _check_mode(model)
-    parameters = {name: p.detach() for name, p in model.named_parameters()
-                  if names is None or name in names}
-    def one(p, x, y): # the loss of one image
-        return _losses_of(loss, functional_call(model, p, (x[None],)), y[None]).sum()
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', UserWarning) # of layers it takes one image at a time
-        return vmap(grad_and_value(one), in_dims=(None, 0, 0))(parameters, x, y)
+    with _check_once():
+        _check_images(model, loss, x, y)
+        names, way = [*_trainable(model, names)], _by_vmap
+        if why := _doubt(_vmap_scores, model, loss, x, y, names):
+            warnings.warn(f'vmap cannot form this network\'s gradients ({why}): each image '
+                          'takes a backward pass of its own, which takes more time.')
+            way = _one_by_one
+        return way(model, loss, x, y, names)

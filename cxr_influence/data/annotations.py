@@ -16,7 +16,7 @@ from sklearn.metrics import confusion_matrix
 
 from .files import InputError
 from .labels import FINDINGS, check_finding
-from .nih import find_file, find_files
+from .nih import find_file, find_files, rename_images
 
 # %% ../../nbs/1_data/07_annotations.ipynb #d94ca665
 _BOX_NAMES = ('BBox_List_2017.csv', 'BBox_List_2017_Official_NIH.csv')
@@ -30,7 +30,8 @@ def _read_box_table(path:Path) -> pd.DataFrame: # our columns, as text
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('error', pd.errors.ParserWarning) # a line is too long
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False,
+                                encoding='utf-8-sig')
     except (ValueError, OSError, pd.errors.ParserWarning) as error:
         raise InputError(f'{path} cannot be read as a CSV: {error}') from None
     if missing := [name for name in _BOX_COLUMNS if name not in table]:
@@ -104,6 +105,7 @@ def _join_answers(
     answers:pd.DataFrame, # index `image`, unique; 0 and 1
 ) -> pd.DataFrame: # a copy of `frame` with the answers' columns, NaN for images without
     "Join columns by image; rows, their order and `attrs` stay as they are."
+    answers = rename_images(answers, frame.index, 'The table of labels')
     known = answers.reindex(frame.index).astype('float32')
     return frame.assign(**{name: known[name].to_numpy() for name in known})
 
@@ -115,7 +117,7 @@ def join_google(
 ) -> pd.DataFrame: # with `google_Pneumothorax` and so on: 1, 0, or NaN where nobody looked
     "Join the labels of Majkowska et al. (2020). Raises `InputError` without torchxrayvision."
     path = shipped_table('google2019_nih-chest-xray-labels.csv.gz')
-    words = pd.read_csv(path, index_col='Image Index')[list(_GOOGLE)]
+    words = pd.read_csv(path, index_col='Image Index', dtype=str)[list(_GOOGLE)]
     answers = words.apply(lambda column: column.map({'YES': 1, 'NO': 0}))
     return _join_answers(frame, answers.add_prefix('google_'))
 
@@ -159,7 +161,8 @@ def join_rsna(
     classes:str|Path|None=None, # Kaggle's `stage_2_detailed_class_info.csv`, if you have it
 ) -> pd.DataFrame: # with `rsna_Lung opacity`, and `rsna_Normal` given `classes`: 1, 0 or NaN
     "Join RSNA's readings of 2018 (Shih et al. 2019). Raises `InputError` that names the file."
-    table = pd.read_csv(shipped_table('kaggle_stage_2_train_labels.csv.zip'))
+    path = shipped_table('kaggle_stage_2_train_labels.csv.zip')
+    table = pd.read_csv(path, dtype={'patientId': str})
     answers = table.groupby('patientId').Target.max().rename('rsna_Lung opacity').to_frame()
     if classes is not None: answers['rsna_Normal'] = _read_rsna_normal(classes)
     answers.index = answers.index.map(_read_rsna_names(names))

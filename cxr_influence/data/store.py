@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from .files import (DamagedFile, InputError, _check, _checksum, _locked,
     _warn, _write_whole, _writing)
-from .images import read_image
-from .nih import find_files, find_images
+from .images import (_bits_used, _declared_bits, _range, _reads_as_before,
+    _value_limits, read_image)
+from .nih import IMAGE_SUFFIXES, find_files, find_images
 
 # %% ../../nbs/1_data/05_store.ipynb #e2c5c3c1
 class ImageStore:
@@ -39,6 +40,9 @@ class ImageStore:
     def index(self) -> pd.DataFrame: return _read_index(self.folder, self.info) # a row each
     @property
     def names(self) -> pd.Index: return self.index.index
+    @property
+    def bits(self) -> dict: # as `read_image` takes them
+        return {int(declared): used for declared, used in self.info.get('bits', {}).items()}
     @property
     def skipped(self) -> dict: # image -> why
         return {row['image']: row['error'] for row in self.info['skipped']}
@@ -168,11 +172,12 @@ def _unchanged(
 _FIELDS = {'row': int, 'image': str, 'width': int, 'height': int, 'bytes': int,
            'modified': float, 'changed': float, 'source': str, 'crc32': int, 'error': str}
 
-def _begin(part:Path, shape:tuple) -> None:
+def _begin(part:Path, shape:tuple, bits:dict={}) -> None:
     "Make the folder of an unfinished store of `shape` (n, size, size), with an empty journal."
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     _PixelFile(part / 'pixels.npy', shape).file.close()
+    (part / 'bits.json').write_text(json.dumps(bits))
     (part / 'journal.csv').write_text(','.join(_FIELDS) + '\n')
 
 def _append_journal(part:Path, lines:list) -> None:
@@ -198,21 +203,81 @@ def _read_journal(
     journal = journal[np.array(good, bool)].set_index('row')
     return journal.assign(**facts[_TIMES].iloc[journal.index].set_axis(journal.index))
 
+# %% ../../nbs/1_data/05_store.ipynb #st18002
+def _deep_files(paths, pool) -> dict: # path -> bits that it declares
+    declared = zip(paths, pool.map(_declared_bits, paths))
+    return {path: bits for path, bits in declared if bits}
+
+def _bits_in_use(declared:int, paths:list, pool) -> int:
+    "Count the bits that files use, reading on until all are used."
+    low = high = used = 0
+    progress = tqdm(total=len(paths), desc='range of values', unit='image', leave=False)
+    for start in range(0, len(paths), 64):
+        found = list(pool.map(_value_limits, paths[start:start + 64]))
+        low, high = min([low, *(l for l, _ in found)]), max([high, *(h for _, h in found)])
+        try: used = _bits_used(declared, low, high)
+        except ValueError: return 16 # the file that exceeds it is reported as it is decoded
+        progress.update(len(found))
+        if used == (16 if declared > 0 else declared): break
+    return used
+
+# %% ../../nbs/1_data/05_store.ipynb #st18003
+def _find_bits(
+    paths, # of the images wanted
+    root:str|Path, # of the data set
+) -> dict: # bits that files declare -> bits that the data set uses; empty: 8 bits throughout
+    "Find the range of the values of a data set."
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        deep = _deep_files(paths, pool)
+        if not deep: return {}
+        files = find_files(root)
+        files = files[files.index.str.lower().str.endswith(IMAGE_SUFFIXES)]
+        deep |= _deep_files([path for path in files if path not in deep], pool)
+        kinds = {bits: [path for path in deep if deep[path] == bits] for bits in deep.values()}
+        return {bits: _bits_in_use(bits, sorted(kinds[bits]), pool) for bits in sorted(kinds)}
+
+@patch
+def describe_bits(self:ImageStore) -> list: # of sentences
+    "State the range that the data set uses, for each depth that its files declare."
+    return [f'Files of {abs(declared)} bits use {abs(used)} bits: values from '
+            f'{_range(used)[0]:,} (black) to {_range(used)[1]:,} (white)'
+            for declared, used in self.bits.items()]
+
+# %% ../../nbs/1_data/05_store.ipynb #st20001
+def _report_bits(store:ImageStore, frame:pd.DataFrame) -> None:
+    "Add the range of grey values to the report of a frame that has one."
+    report = frame.attrs.get('report')
+    for sentence in store.describe_bits() if report is not None else []:
+        if not any(row['detail'] == sentence for row in report):
+            report.add('pixels', 'found', len(store), sentence)
+
+# %% ../../nbs/1_data/05_store.ipynb #st18006
+def _same_reading(store:ImageStore, facts:pd.DataFrame, bits:dict) -> bool:
+    "Whether a store's images were read as they would be now."
+    if 'bits' in store.info: return store.bits == bits
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        return not bits and all(pool.map(_reads_as_before, facts.path))
+
 # %% ../../nbs/1_data/05_store.ipynb #7f8866b3
 def _prepare(
     part:Path, # an unfinished store, or none yet
     facts:pd.DataFrame, # as from `_file_facts`, of the images wanted
     size:int,
     old:Path, # a finished store, or none
+    bits:dict={}, # as from `_find_bits`
 ) -> pd.DataFrame: # the journal
     "Resume an interrupted store, or begin one with the good rows of an older store."
+    shape, noted = (len(facts), size, size), json.loads(json.dumps(bits))
     try:
-        with _PixelFile(part / 'pixels.npy') as rows: shape = rows.shape
-        if shape == (len(facts), size, size): return _read_journal(part, facts)
+        with _PixelFile(part / 'pixels.npy') as rows: there = rows.shape
+        if (there, json.loads((part / 'bits.json').read_text())) == (shape, noted):
+            return _read_journal(part, facts)
     except Exception: pass # nothing there, or not what we wrote
-    _begin(part, (len(facts), size, size))
+    _begin(part, shape, bits)
     try:
-        if open_store(old).size == size: _take_over(part, facts, open_store(old))
+        store = open_store(old)
+        if store.size == size and _same_reading(store, facts, bits):
+            _take_over(part, facts, store)
     except DamagedFile: _warn(f'{old} is damaged: its images are decoded again.')
     except InputError: pass # there is no older store
     return _read_journal(part, facts)
@@ -236,9 +301,10 @@ def _decode_row(
     path:str|Path,
     size:int,
     on_error:str, # 'raise' or 'skip'
+    bits:dict={}, # as from `_find_bits`
 ) -> tuple: # pixels; width, height and checksum of the file; and '', or zeros and the error
     "Decode one file."
-    try: pixels, width, height = read_image(path, size)
+    try: pixels, width, height = read_image(path, size, bits)
     except InputError as error:
         if on_error == 'raise': raise
         return np.zeros((size, size), np.uint8), 0, 0, '', str(error)
@@ -252,10 +318,11 @@ def _fill_rows(
     size:int,
     todo:np.ndarray, # rows to decode
     on_error:str, # 'raise', or 'skip': note the error and continue
+    bits:dict={}, # as from `_find_bits`
 ) -> None:
     "Decode rows of an unfinished store."
     step = max(8, min(256, _BLOCK_BYTES // size**2))
-    read = partial(_decode_row, size=size, on_error=on_error)
+    read = partial(_decode_row, size=size, on_error=on_error, bits=bits)
     progress = tqdm(total=len(paths), initial=len(paths) - len(todo), desc='decode',
                     unit='image', leave=False)
     with (_PixelFile(part / 'pixels.npy') as rows, ThreadPoolExecutor(cpu_count()) as pool,
@@ -289,6 +356,7 @@ def _seal(
     part:Path, # a store with every row written
     journal:pd.DataFrame, # as from `_read_journal`
     size:int,
+    bits:dict={}, # as from `_find_bits`
 ) -> None:
     "Write a store's index and, last of all, its `store.json`."
     good, bad = journal[journal.error == ''].sort_index(), journal[journal.error != '']
@@ -298,7 +366,7 @@ def _seal(
     if len(bad): _drop_rows(part, good.index, size)
     with open(part / 'pixels.npy', 'rb') as file: os.fsync(file.fileno())
     _write_index(part, good.drop(columns='error'))
-    info = {'size': size, 'images': len(good), 'pixels': _digest_rows(good.crc32),
+    info = {'size': size, 'images': len(good), 'pixels': _digest_rows(good.crc32), 'bits': bits,
             'skipped': bad[_SKIPPED].to_dict('records')}
     _write_whole(part / 'store.json', json.dumps(info), checksum=True)
 
@@ -307,7 +375,7 @@ def _publish_store(part:Path, out:Path) -> None:
     "Put a sealed store in its place, and remove the one before it."
     old = out.with_name(out.name + '.old')
     if (part / 'store.json').is_file():
-        (part / 'journal.csv').unlink(missing_ok=True)
+        for name in ['journal.csv', 'bits.json']: (part / name).unlink(missing_ok=True)
         shutil.rmtree(old, ignore_errors=True)
         if out.exists(): out.rename(old)
         part.rename(out)
@@ -324,7 +392,8 @@ def _is_current(out:Path, facts:pd.DataFrame, size:int, on_error:str) -> bool:
     if len(skipped) and on_error == 'raise': return False
     names = facts.index[skipped.index.get_indexer(facts.index) < 0]
     return (store.size == size and store.names.equals(names)
-            and _unchanged(index, facts).all() and _unchanged(skipped, facts).all())
+            and _unchanged(index, facts).all() and _unchanged(skipped, facts).all()
+            and ('bits' in store.info or _same_reading(store, facts, {})))
 
 # %% ../../nbs/1_data/05_store.ipynb #4922d304
 def _make_store(
@@ -333,18 +402,20 @@ def _make_store(
     facts:pd.DataFrame, # as from `_file_facts`
     size:int,
     on_error:str,
+    root:str|Path, # of the data set
 ) -> None:
     "Decode what is missing, and put the store in its place. Raises `InputError`."
     part = _part(out)
-    journal = _prepare(part, facts, size, out)
+    bits = _find_bits(paths, root)
+    journal = _prepare(part, facts, size, out, bits)
     done = journal.index[(journal.error == '') | (on_error == 'skip')]
     todo = np.setdiff1d(np.arange(len(facts)), done)
     need, free = len(todo) * size**2, shutil.disk_usage(part).free
     if need > free:
         raise InputError(f'{out} needs {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: '
                          'free some space, or choose another folder.')
-    _fill_rows(part, paths, facts, size, todo, on_error)
-    _seal(part, _read_journal(part, facts), size)
+    _fill_rows(part, paths, facts, size, todo, on_error, bits)
+    _seal(part, _read_journal(part, facts), size, bits)
     _publish_store(part, out)
 
 def _part(out:Path) -> Path: return out.with_name(out.name + '.part') # the unfinished store
@@ -366,11 +437,13 @@ def decode(
     absent = frame.index.difference(paths.index)
     if len(absent):
         raise InputError(f'{len(absent)} images are not in {root}, the first is {absent[0]}.')
-    _bring_up_to_date(out, paths, size, on_error)
-    return open_store(out, root)
+    _bring_up_to_date(out, paths, size, on_error, root)
+    store = open_store(out, root)
+    _report_bits(store, frame)
+    return store
 
 # %% ../../nbs/1_data/05_store.ipynb #cksum012
-def _bring_up_to_date(out:Path, paths:pd.Series, size:int, on_error:str) -> None:
+def _bring_up_to_date(out:Path, paths:pd.Series, size:int, on_error:str, root) -> None:
     "Make a store, or what of it is missing. Raises `InputError`."
     facts, beside = _file_facts(paths), [_part(out), out.with_name(out.name + '.old')]
     if not any(map(os.path.exists, beside)) and _is_current(out, facts, size, on_error):
@@ -378,17 +451,24 @@ def _bring_up_to_date(out:Path, paths:pd.Series, size:int, on_error:str) -> None
     with _writing(out, '; what is decoded is kept'), _locked(out):
         _publish_store(_part(out), out) # a process may have been killed just before
         if not _is_current(out, facts, size, on_error):
-            _make_store(out, paths, facts, size, on_error)
+            _make_store(out, paths, facts, size, on_error, root)
 
 def _renew_times(out:Path, facts:pd.DataFrame) -> None:
     "Note the times of files that were touched, so that the next call need not read them."
     store = open_store(out)
+    if 'bits' not in store.info: return _note_reading(store)
     now = facts[_TIMES].reindex(store.names)
     if 'pixels' not in store.info or np.allclose(store.index[_TIMES], now, rtol=0, atol=1e-3):
         return
     with suppress(InputError), _locked(out): # in a read-only folder they are read every time
         if open_store(out).index.equals(store.index):
             _write_index(out, store.index.assign(**now).reset_index())
+
+def _note_reading(store:ImageStore) -> None:
+    "Note that a store of an earlier version was looked at."
+    with suppress(InputError), _locked(store.folder):
+        info = json.dumps(store.info | {'bits': {}})
+        _write_whole(store.folder / 'store.json', info, checksum=True)
 
 # %% ../../nbs/1_data/05_store.ipynb #f6724cf3
 @patch
@@ -422,7 +502,7 @@ def _decode_again(self:ImageStore, row:int) -> None:
     if self.root is None: raise wrong
     try: path = find_images(self.names[[row]], find_files(self.root), self.root)[name]
     except (InputError, KeyError): raise wrong from None
-    pixels = np.ascontiguousarray(read_image(path, self.size)[0])
+    pixels = np.ascontiguousarray(read_image(path, self.size, self.bits)[0])
     if zlib.crc32(pixels) != self.index.crc32.iloc[row]: raise wrong
     self.pixels[row] = pixels # in this process
     with suppress(OSError), _PixelFile(self.folder / 'pixels.npy') as rows: # on the disk

@@ -9,6 +9,7 @@ __all__ = ['read_dataset', 'from_torchxrayvision', 'to_torchxrayvision', 'from_m
 import bz2, gzip, lzma, os, re, shutil, zipfile, zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from .images import read_image
 from .labels import FINDINGS, NO_FINDING, check_finding
 from .files import InputError
 from .splits import assign_splits
+from .store import _find_bits
 
 # %% ../../nbs/1_data/08_tables.ipynb #6ab1d671
 def _text_column(
@@ -366,9 +368,10 @@ def from_torchxrayvision(
 # %% ../../nbs/1_data/08_tables.ipynb #da8a90e3
 def _read_grey(
     path:str|Path, # of any kind that `read_image` takes
+    bits:dict={}, # of the data set, as `read_image` takes them
 ) -> np.ndarray: # (height, width) uint8
     "Read an image as grey, in its own size. Raises `InputError` that names the file."
-    return read_image(path)[0]
+    return read_image(path, bits=bits)[0]
 
 # %% ../../nbs/1_data/08_tables.ipynb #32409e81
 def _xrv_class(xrv): # the module torchxrayvision
@@ -415,6 +418,7 @@ def to_torchxrayvision(
     if missing := [*frame.index.difference(paths.index)]:
         raise InputError(f'{len(missing)} images are not in {root}, such as {missing[0]}: '
                          'leave out their rows.')
+    if read is _read_grey: read = partial(_read_grey, bits=_find_bits(paths, root))
     return _xrv_class(xrv)(frame, paths, read, transform, data_aug)
 
 # %% ../../nbs/1_data/08_tables.ipynb #a4223383

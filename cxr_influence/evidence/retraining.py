@@ -21,6 +21,7 @@ from ..attribution.scoring import _hold, _remove_parts
 from ..data.batches import Data
 from ..data.files import InputError, _digest, _keep, _read_kept
 from ..data.labels import FINDINGS
+from ..data.nih import match_names
 from ..training.checkpoints import Recipe, best_checkpoint, list_checkpoints
 from ..training.distributed import Processes, join_processes
 from ..training.resume import fit
@@ -34,6 +35,8 @@ def without(
 ) -> Data: # the same images, of which these are in no split
     "Leave training images out. Raises `InputError` if a name is not that of a training image."
     images = pd.Index([images] if isinstance(images, str) else images)
+    names = match_names(images, data.frame.index)
+    images = pd.Index(names.where(names.notna(), images.astype(str)))
     unknown = images.difference(data.train.index)
     if len(unknown):
         raise InputError(f'{len(unknown)} of {len(images)} names are not those of training '

@@ -21,6 +21,7 @@ from ..data.batches import Data
 from ..data.files import (DamagedFile, InputError, _check, _digest, _read_table,
     _warn, _write_whole, _writing, project_path)
 from ..data.labels import FINDINGS
+from ..data.nih import _read_csv, rename_images
 from .retraining import retrain, run_side_by_side, without
 from ..measures.calibration import fit_platt
 from ..measures.metrics import choose_thresholds
@@ -93,6 +94,13 @@ def _check_choice(
         raise InputError(f'frame is missing: {rule} and whole_patients need its findings '
                          'and patients.')
 
+def _of_frame(scores:pd.Series, frame:pd.DataFrame) -> pd.Series:
+    "Name scores as a frame names its images. Raises `InputError` for another image."
+    scores = rename_images(scores.to_frame(), frame.index, 'The scores').iloc[:, 0]
+    for name in scores.index.difference(frame.index)[:1]:
+        raise InputError(f'{name} is scored and not in the frame: give scores of its images.')
+    return scores
+
 # %% ../../nbs/6_evidence/03_subsets.ipynb #sub016
 def kept_images(
     scores:pd.Series, # one per training image, index `image`
@@ -106,6 +114,7 @@ def kept_images(
     "Choose the images that stay. Raises `InputError`."
     stratified = rule.startswith('stratified')
     _check_choice(mode, rule, fraction, frame is None and (stratified or whole_patients))
+    if frame is not None: scores = _of_frame(scores, frame)
     unit = np.arange(len(scores))
     if whole_patients: unit, _ = pd.factorize(frame.patient[scores.index])
     order = _order_units(scores.groupby(unit).mean().to_numpy(), rule, seed)
@@ -118,26 +127,63 @@ def kept_images(
     return scores.index[chosen if mode == 'select' else ~chosen]
 
 # %% ../../nbs/6_evidence/03_subsets.ipynb #sub027
+def _read_numbers(
+    texts:pd.Series, # index: names of images
+    path:str|Path, # to be named in errors
+) -> pd.Series:
+    "Read a column of scores. Raises `InputError` that names the first image without one."
+    values = pd.to_numeric(texts.str.strip(), errors='coerce')
+    for image in texts.index[~np.isfinite(values)][:1]:
+        text = texts.array[texts.index.get_loc(image)]
+        what = f'has {text!r}' if str(text).strip().lower() not in ('', 'nan') else 'has no'
+        raise InputError(f'{path} {what} {"as " * (what != "has no")}{texts.name} for an '
+                         f'image, {image}: give a number for each.')
+    return values
+
+# %% ../../nbs/6_evidence/03_subsets.ipynb #su18002
+def _group_size(
+    values:pd.Series,
+) -> int: # images that share a value, for most images; 1: each has its own
+    "Find whether scores come in equal groups."
+    shared = values.map(values.value_counts()).value_counts() # size -> images in such groups
+    return int(shared.index[0]) if shared.iloc[0] > len(values) / 2 else 1
+
+def _warn_of_groups(values:pd.Series, path:str|Path) -> None:
+    "Report scores that come in equal groups."
+    size = _group_size(values)
+    if size > 1:
+        _warn(f'{path}: the {len(values):,} values of {values.name} come in groups of {size} '
+              'equal ones, as averages of batches do: inside a group the order is random.')
+
+# %% ../../nbs/6_evidence/03_subsets.ipynb #su18003
 def read_scores(
-    path:str|Path, # a CSV with the column `image`
+    path:str|Path, # a CSV
     columns=('influence',), # scores that it must have
+    image:str='image', # column that names the images
 ) -> pd.DataFrame: # index `image`
     "Read a table of scores. Raises `InputError` that names the file and what it lacks."
     if not Path(path).is_file():
         raise InputError(f'No scores at {path}: compute them with '
                          f'`cxr_influence --output {path}`.')
     _check(path, remedy=f'score again; if you edited it, remove .{Path(path).name}.crc32')
-    try: scores = pd.read_csv(path)
-    except ValueError as error:
-        raise InputError(f'{path} is not a valid CSV: {error}') from None
-    if not {'image', *columns} <= set(scores):
-        raise InputError(f'{path} lacks the columns {" and ".join(["image", *columns])}.')
-    scores = scores.set_index('image')
-    problems = {'scores an image twice': scores.index.duplicated()}
-    problems |= {f'has no {name} for an image': scores[name].isna() for name in columns}
-    for problem, bad in problems.items():
-        if bad.any(): raise InputError(f'{path} {problem}: {scores.index[bad][0]}.')
+    table, columns = _read_csv(path), [columns] if isinstance(columns, str) else [*columns]
+    if absent := [name for name in [image, *columns] if name not in table]:
+        raise InputError(f'{path} lacks the columns {" and ".join(absent)}; it has '
+                         f'{", ".join(map(str, table.columns[:12]))}: name its own.')
+    scores = table.set_index(table[image].rename('image')).drop(columns=image)
+    if scores.index.duplicated().any():
+        twice = scores.index[scores.index.duplicated()][0]
+        raise InputError(f'{path} scores an image twice: {twice}.')
+    for name in scores:
+        if name in columns: scores[name] = _read_numbers(scores[name], path)
+        else: scores[name] = _numbers_or_text(scores[name])
+    for name in columns: _warn_of_groups(scores[name], path)
     return scores
+
+def _numbers_or_text(texts:pd.Series) -> pd.Series:
+    blank = texts.fillna('').str.strip().str.lower().isin(['', 'nan', 'na'])
+    values = pd.to_numeric(texts.where(~blank), errors='coerce')
+    return values if (values.notna() | blank).all() else texts
 
 # %% ../../nbs/6_evidence/03_subsets.ipynb #9e413ea3
 _FRACTIONS = {'remove': (.05, .15, .35, .6), 'select': (.02, .05, .1, .2, .4, .8)}
@@ -148,8 +194,12 @@ def _check_scores(
     train:pd.Index, # the training images
 ) -> pd.DataFrame: # of the training images
     "Raise `InputError` if a training image has no score."
+    for name in {'all', 'chance'} & {*scores}:
+        raise InputError(f'A score is called {name}, which subsets are: rename its column.')
     if absent := (~train.isin(scores.index)).sum():
-        raise InputError(f'{absent} training images have no score: score this data first.')
+        first = train[~train.isin(scores.index)][0]
+        raise InputError(f'{absent} training images have no score, such as {first}: score '
+                         'this data first.')
     scores = scores.loc[train]
     for name in scores.columns[scores.isna().any()]:
         image = train[scores[name].isna()][0]
@@ -191,7 +241,8 @@ def subset_grid(
     "Plan the retrainings. Raises `InputError`."
     _check_plan(rules, seeds, fractions, reference)
     train = frame.index[frame.split == 'train']
-    scores, equal = _check_scores(pd.DataFrame(scores), train), pd.Series(0., train)
+    scores = rename_images(pd.DataFrame(scores), frame.index, 'The table of scores')
+    scores, equal = _check_scores(scores, train), pd.Series(0., train)
     grid = [('all', 'all', 'all', 0., seed, train) for seed in seeds]
     for mode, rule in product(fractions, rules):
         ranked = {'chance': equal} if rule in ('random', 'stratified') else scores
@@ -368,6 +419,7 @@ def run_subsets(
 ) -> pd.DataFrame: # one row per retraining, in the grid's order
     "Retrain on every subset that is not done yet; return all rows. Raises `InputError`."
     baseline, out, images = list_checkpoints(checkpoints)[0], project_path(out), len(data.train)
+    baseline.recipe() # which is followed
     _check_data(baseline, data)
     _check_grid(grid, data)
     epochs = [_budget_epochs(len(kept), images, baseline.facts, budget) for kept in grid.kept]

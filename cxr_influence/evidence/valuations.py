@@ -24,7 +24,7 @@ from ..data.batches import Data
 from ..data.files import InputError, _kept
 from ..data.labels import FINDINGS
 from ..measures.calibration import fit_platt, held_out_scaling
-from ..training.checkpoints import list_checkpoints
+from ..training.checkpoints import _epochs_to_sum, list_checkpoints
 from ..training.distributed import join_processes
 from ..training.loop import predict
 from ..training.networks import best_device, _head_name, weights_checksum
@@ -100,7 +100,7 @@ def _training_logits(
 ) -> np.ndarray: # (checkpoints, training images, 14)
     "Predict every training image at every checkpoint."
     rows, found = data.rows('train'), []
-    for checkpoint in tqdm(list_checkpoints(checkpoints), 'logits', leave=False, disable=None):
+    for checkpoint in tqdm(_epochs_to_sum(checkpoints), 'logits', leave=False, disable=None):
         model, path = checkpoint.model(), Path(out) / f'{checkpoint.folder.name}.parquet'
         made_of = [weights_checksum(model), data.fingerprint]
         found.append(_kept(path, made_of, lambda: _logit_table(model, data, rows, device)))
@@ -181,7 +181,7 @@ def _from_history(
     device=None,
 ) -> pd.DataFrame: # the six columns below
     "Value images by their logits after each epoch."
-    run, targets = list_checkpoints(checkpoints), _targets_of(data.frame)
+    run, targets = _epochs_to_sum(checkpoints), _targets_of(data.frame)
     logits = _training_logits(checkpoints, data, out / 'logits', device)
     scaled = _scale_logits(logits, targets)
     loss = run[-1].loss()(torch.tensor(logits[-1]), torch.tensor(targets)).double().numpy()
@@ -203,7 +203,7 @@ def gradient_norms(
     device=None,
 ) -> pd.DataFrame: # `grand`
     "GraNd: the mean norm of each image's gradient (Paul et al. 2021, section 2)."
-    run, scores = list_checkpoints(checkpoints), Path(out) / _SCORES
+    run, scores = _epochs_to_sum(checkpoints), Path(out) / _SCORES
     _check_scorable(run, data)
     early = _early_count(run) if early is None else early
     if not 1 <= early <= len(run):
@@ -253,7 +253,7 @@ def cross_validated_probabilities(
     for number in tqdm(range(folds), 'folds', leave=False, disable=None):
         rows = np.flatnonzero(numbers == number)
         rest = without(data, data.frame.index[rows])
-        parts.append(retrain(rest, recipe, first.facts['seed'], rows, out,
+        parts.append(retrain(rest, recipe, first.facts.get('seed', 0), rows, out,
                              choose_best=True, device=device))
     logits = pd.concat(parts).loc[data.train.index]
     scaled = held_out_scaling(_targets_of(data.frame), logits, data.train.patient.to_numpy())
@@ -434,9 +434,11 @@ def valuations(
 ) -> pd.DataFrame: # (training images, methods) in the frame's order; index `image`
     "Compute data values of every training image. Raises `InputError`."
     names = _check_names(VALUATIONS.index[VALUATIONS.default] if names is None else names)
-    run, out, processes = list_checkpoints(checkpoints), Path(out), join_processes(device)
+    run, out, processes = _epochs_to_sum(checkpoints), Path(out), join_processes(device)
     _check_scorable(run, data)
-    if 'confident' in names: _check_folds(data.frame, folds)
+    if 'confident' in names:
+        _check_folds(data.frame, folds)
+        run[0].recipe() # which is trained again
     facts = {'checkpoints': [str(checkpoint.folder) for checkpoint in run],
              'data': data.fingerprint, 'folds': folds, 'seed': seed,
              'early': _early_count(run), 'neighbours': _NEIGHBOURS}

@@ -137,10 +137,11 @@ def held_out_scaling(
     patients:np.ndarray, # (n,)
     folds:int=5,
 ) -> np.ndarray: # (n, 14) probabilities
-    "Scale each image by a fit to other patients: out-of-fold probabilities."
+    "Scale each image by a fit to other patients (out of fold); NaN where there are none."
     targets, logits = np.asarray(targets), np.asarray(logits)
-    splits = GroupKFold(min(folds, len(np.unique(patients)))).split(logits, groups=patients)
-    scaled = np.empty(logits.shape)
+    scaled, folds = np.full(logits.shape, np.nan), min(folds, len(np.unique(patients)))
+    if folds < 2: return scaled # one patient
+    splits = GroupKFold(folds).split(logits, groups=patients)
     for fitted, rest in splits:
         scaled[rest] = fit_platt(targets[fitted], logits[fitted])(logits[rest])
     return scaled

@@ -138,8 +138,11 @@ def _root_of(
     "Find the images of a training run. Raises `InputError`."
     from cxr_influence.data.nih import find_files
     from cxr_influence.training.checkpoints import list_checkpoints
-    trained = list_checkpoints(checkpoints)[0].facts['root']
-    root = data or trained
+    root = data or list_checkpoints(checkpoints)[0].facts.get('root')
+    if not root:
+        from cxr_influence.data.files import InputError
+        raise InputError(f'{checkpoints} does not state where its images are: '
+                         'give --data FOLDER.')
     find_files(root)
     return root
 
@@ -184,6 +187,7 @@ def _check_subsets(
     rules:list,
     fractions:list,
     seeds:int,
+    image:str='image', # column of the scores
 ) -> None:
     "Raise `InputError` if subsets cannot be chosen or compared like this."
     from cxr_influence.data.files import InputError
@@ -195,7 +199,7 @@ def _check_subsets(
     for name, values in dict(rules=rules, fractions=fractions, valuations=valuations).items():
         if len({*values}) < len(values): raise InputError(f'{name} has one twice: {values}.')
     if seeds < 1: raise InputError(f'seeds is {seeds}: give 1 or more.')
-    read_scores(scores, valuations)
+    read_scores(scores, valuations, image)
 
 # %% ../../nbs/8_runs/06_pipeline.ipynb #pipe029
 @_command
@@ -206,6 +210,7 @@ def cxr_subset(
     fractions:str='', # Shares of the training images, such as 0.1,0.3 (default: 4 or 6 of them)
     rules:str='top,bottom,random,stratified', # Also stratified_top, _bottom; random is needed
     valuations:str='influence', # Columns of the scores; of each, the highest values are the top
+    image:str='image', # Column of the scores that names the images
     budget:_BUDGET='epochs', # Equal epochs, or equal steps
     whole_patients:bool=False, # Choose patients with all their images
     seeds:int=3, # Retrainings of each subset
@@ -215,10 +220,10 @@ def cxr_subset(
     "Retrain on subsets by influence or other scores: from the top, the bottom and at random."
     chosen = dict(mode=mode, rules=rules.split(','), valuations=valuations.split(','))
     shares = _shares(fractions, mode)
-    _check_subsets(scores, fractions=shares, seeds=seeds, **chosen)
+    _check_subsets(scores, fractions=shares, seeds=seeds, image=image, **chosen)
     _check_output('results', results)
     _retrain(results, data=_root_of(checkpoints, data), checkpoints=checkpoints, scores=scores,
-             fractions=shares, seeds=list(range(seeds)), budget=budget,
+             image=image, fractions=shares, seeds=list(range(seeds)), budget=budget,
              whole_patients=whole_patients, **chosen)
 
 # %% ../../nbs/8_runs/06_pipeline.ipynb #pipe030

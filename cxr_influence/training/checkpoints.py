@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..data.files import DamagedFile, InputError, _check, _checksum, _checksum_path, _write_whole
+from ..data.files import (DamagedFile, InputError, _check, _checksum,
+    _checksum_path, _write_whole)
 from ..data.labels import FINDINGS
 from .losses import FocalLoss
 from .networks import _load_state, make_model
@@ -60,21 +61,38 @@ def _check_recipe(recipe:Recipe) -> None:
     for name, (wanted, works) in _NUMBERS.items():
         value = getattr(recipe, name)
         if name == 'ema' and value is None: continue
-        if not (isinstance(value, Real) and works(value)):
-            raise InputError(f'{name} is {value}: give {wanted}.')
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if not (number and math.isfinite(value) and works(value)):
+            raise InputError(f'{name} is {value!r}: give {wanted}.')
 
 # %% ../../nbs/4_training/04_checkpoints.ipynb #3767d65a
 def _recipe_facts(recipe:Recipe) -> dict: # JSON
     "Write out a recipe for the facts of a checkpoint."
     facts = recipe._asdict() | {'weights': str(recipe.weights), 'loss': recipe.loss.settings()}
     del facts['compile'] # changes the speed, not the result
+    for name, (wanted, _) in _NUMBERS.items(): # of NumPy, perhaps
+        if facts[name] is not None:
+            facts[name] = (int if wanted == _COUNT[0] else float)(facts[name])
     return facts | {'peak_learning_rate': facts.pop('learning_rate')}
 
 # %% ../../nbs/4_training/04_checkpoints.ipynb #b7dccd12
-_FACTS = ('epoch', 'step', 'learning_rate', 'loss', 'backbone', 'image_size', 'findings',
-          'data')
+_FACTS = {'epoch': int, 'step': int|None, 'learning_rate': object, 'loss': dict,
+          'backbone': str, 'image_size': int, 'findings': list, 'data': str}
 
 _AGAIN = 'train again with the same call, which makes it again from the last good one'
+
+# %% ../../nbs/4_training/04_checkpoints.ipynb #3890e981
+def _check_facts(path:Path, facts:dict) -> None:
+    "Raise `InputError` that names the facts that are absent or of another type."
+    if absent := set(_FACTS) - set(facts):
+        raise InputError(f'{path} does not state {", ".join(sorted(absent))}: '
+                         'scoring needs it.')
+    for name, kind in _FACTS.items():
+        if not isinstance(facts[name], kind) or isinstance(facts[name], bool):
+            raise InputError(f'{path} states {name} as {facts[name]!r:.60}: '
+                             f'give {getattr(kind, "__name__", kind)}.')
+    if tuple(facts['findings']) != FINDINGS:
+        raise InputError(f'{path} is of a model of other findings ({facts["findings"]}).')
 
 # %% ../../nbs/4_training/04_checkpoints.ipynb #cksum003
 class Checkpoint:
@@ -90,12 +108,7 @@ class Checkpoint:
         except ValueError as error:
             if isinstance(error, InputError): raise
             raise DamagedFile(f'{path} is not JSON ({error}): {_AGAIN}.') from None
-        if absent := set(_FACTS) - set(self.facts):
-            raise InputError(f'{path} does not state {", ".join(sorted(absent))}: '
-                             'scoring needs it.')
-        if tuple(self.facts['findings']) != FINDINGS:
-            raise InputError(f'{path} is of a model of other findings '
-                             f'({self.facts["findings"]}).')
+        _check_facts(path, self.facts)
 
     def __repr__(self): return (f'Checkpoint {self.folder}: epoch {self.facts["epoch"]}, '
                                 f'learning rate {self.facts["learning_rate"]:.2g}')
@@ -104,7 +117,7 @@ class Checkpoint:
 def save_checkpoint(
     folder:str|Path, # made whole or not at all
     model:nn.Module,
-    optimizer:torch.optim.AdamW,
+    optimizer:torch.optim.AdamW|None, # None: its moments are not known
     facts:dict, # JSON
     averaged:nn.Module|None=None, # the running average of the model's weights
     name:str='checkpoint.json', # of the file with the facts
@@ -115,7 +128,7 @@ def save_checkpoint(
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         _save_state(model.state_dict(), part / 'model.safetensors')
-        _save_state(_moments(model, optimizer), part / 'optimizer.safetensors')
+        if optimizer: _save_state(_moments(model, optimizer), part / 'optimizer.safetensors')
         if averaged: _save_state(averaged.state_dict(), part / 'average.safetensors')
         _write_facts(part / name, facts)
         part.rename(folder)
@@ -175,9 +188,12 @@ def _is_whole(self:Checkpoint) -> bool:
     return True
 
 def _state_files(folder:str|Path, name:str) -> list: # but for unfinished and damaged folders
+    other = () if name == 'unfinished.json' else 'unfinished_'
     return [path for path in sorted(Path(folder).glob(f'*/{name}'))
-            if path.parent.suffix not in ('.part', '.damaged')]
+            if path.parent.suffix not in ('.part', '.damaged')
+            and not path.parent.name.startswith(other)]
 
+# %% ../../nbs/4_training/04_checkpoints.ipynb #942841fe
 @patch
 def _last_good(self:Checkpoint) -> str: # for a sentence
     "Name the last checkpoint of this run, before this one, that is whole."
@@ -202,12 +218,19 @@ def model(self:Checkpoint,
 
 @patch
 def loss(self:Checkpoint) -> FocalLoss:
-    "Make the training loss, with its settings."
-    return FocalLoss(**self.facts['loss'])
+    "Make the training loss, with its settings. Raises `InputError` if they are another's."
+    try: return FocalLoss(**self.facts['loss'])
+    except (TypeError, ValueError) as error:
+        raise InputError(f'{self.folder} states a loss that is no FocalLoss ({error}): '
+                         'give the settings() of one; gamma=0 is cross-entropy.') from None
 
+# %% ../../nbs/4_training/04_checkpoints.ipynb #b536a72c
 @patch
 def moments(self:Checkpoint) -> dict: # `<parameter>.exp_avg`, `<parameter>.exp_avg_sq`
-    "Read AdamW's running moments."
+    "Read AdamW's running moments. Raises `InputError` if they are not known."
+    if 'imported' in self.facts:
+        raise InputError(f"{self.folder} does not keep AdamW's moments: the model was trained "
+                         'elsewhere.')
     return self._tensors('optimizer.safetensors')
 
 # %% ../../nbs/4_training/04_checkpoints.ipynb #abd69396
@@ -222,25 +245,52 @@ def recipe(self:Checkpoint) -> Recipe:
                          'and cannot be trained again.')
     return Recipe(**{name: facts[name] for name in Recipe._fields} | {'loss': self.loss()})
 
-# %% ../../nbs/4_training/04_checkpoints.ipynb #258ce064
+# %% ../../nbs/4_training/04_checkpoints.ipynb #e60b240f
 def list_checkpoints(
     folder:str|Path, # of a run, with one folder per epoch
 ) -> list: # of `Checkpoint`, by epoch
-    "Open a run's checkpoints. Raises `InputError` if there are none."
+    "Open a run's checkpoints. Raises `InputError` for none, a copy, or another run's."
     found = [Checkpoint(path.parent) for path in _state_files(folder, 'checkpoint.json')]
     if not found:
         raise InputError(f'No checkpoints in {folder}: train first, '
                          f'`cxr_baseline --checkpoints {folder}`.')
+    _check_one_run(found)
     return sorted(found, key=lambda checkpoint: checkpoint.facts['epoch'])
 
-def best_checkpoint(
-    folder:str|Path, # of a run
-) -> Checkpoint: # the one of highest macro AUROC on the validation images
-    "Choose a run's checkpoint by validation, never by test."
-    def merit(checkpoint):
-        auroc = checkpoint.facts['validation_auroc']
-        return -1. if math.isnan(auroc) else auroc, -checkpoint.facts['validation_loss']
-    return max(list_checkpoints(folder), key=merit)
+# %% ../../nbs/4_training/04_checkpoints.ipynb #a4564cc4
+_SETTINGS = {*Recipe._fields, 'peak_learning_rate', 'seed', 'image_size', 'findings', 'data',
+             'normalisation'} - {'learning_rate', 'compile'}
+
+def _differences(facts:dict, others:dict) -> str: # empty: of the same run
+    "State what tells the runs of two checkpoints apart."
+    def same(name):
+        one, other = facts.get(name), others.get(name)
+        if name == 'run': return one == other or None in (one, other) # of earlier versions
+        if name == 'data': return _same_data(one, other)
+        return one == other
+    differ = [name for name in sorted(_SETTINGS) if not same(name)]
+    if not differ and not same('run'): differ = ['run'] # the same training, elsewhere
+    return '; '.join(f'{name} is {facts.get(name)!r:.50}, there {others.get(name)!r:.50}'
+                     for name in differ)
+
+def _same_data(one:str, other:str) -> bool: # earlier versions noted the labels alone
+    labels = one.partition('-')[0], other.partition('-')[0]
+    return one == other or (labels[0] == labels[1] and {one, other} & {*labels} != set())
+
+# %% ../../nbs/4_training/04_checkpoints.ipynb #9687395a
+def _check_one_run(checkpoints:list) -> None:
+    "Raise `InputError` that names a checkpoint of another run, or a second one of an epoch."
+    def alike(one): return sum(not _differences(one.facts, two.facts) for two in checkpoints)
+    first, seen = max(checkpoints, key=alike, default=None), {}
+    for one in checkpoints:
+        if differ := _differences(one.facts, first.facts):
+            raise InputError(f'{one.folder} is of another run than {first.folder} ({differ}): '
+                             'move it out of this folder, which is for one run.')
+        other = seen.setdefault(one.facts['epoch'], one)
+        if one is not other:
+            raise InputError(f'{other.folder} and {one.folder} are both epoch '
+                             f'{one.facts["epoch"]}, which would count twice: move one of '
+                             'them out of this folder.')
 
 # %% ../../nbs/4_training/04_checkpoints.ipynb #rmv00002
 @patch
@@ -258,3 +308,47 @@ def _removed(folder:str|Path) -> list: # facts of a run's removed checkpoints, i
         try: found.append(json.loads(_check(path).read_text()))
         except ValueError: continue
     return found
+
+# %% ../../nbs/4_training/04_checkpoints.ipynb #dfe927f6
+def _epochs_to_sum(
+    folder:str|Path, # of a run
+) -> list: # of `Checkpoint`, each epoch once
+    "Open a run's checkpoints for a sum. Raises `InputError` if an epoch is not there."
+    found, removed = list_checkpoints(folder), {one['epoch'] for one in _removed(folder)}
+    there = {checkpoint.facts['epoch'] for checkpoint in found}
+    gaps = found[0].facts.get('imported') or 'epochs' not in found[0].facts
+    each = set() if gaps else {*range(1, max(there))}
+    if absent := sorted((each | removed) - there):
+        remedy = ('its weights were removed: train in another folder' if absent[0] in removed
+                  else 'it is missing: the call that trained the run makes it again')
+        raise InputError(f'{folder} lacks epoch {", ".join(map(str, absent))} and a sum over '
+                         f'epochs needs all: {remedy}.')
+    _check_weights_differ(found)
+    return found
+
+# %% ../../nbs/4_training/04_checkpoints.ipynb #8bb83064
+def _check_weights_differ(checkpoints:list) -> None:
+    "Raise `InputError` if two epochs have the same weights: one is a copy of the other."
+    seen = {}
+    for one in checkpoints:
+        path = one.folder / 'model.safetensors'
+        other = seen.setdefault(one._files()[path.name] or _checksum(_check(path)), one)
+        if one is not other:
+            raise InputError(f'{one.folder} has the weights of {other.folder}, though they are '
+                             'other epochs: one is a copy, move it out of this folder.')
+
+# %% ../../nbs/4_training/04_checkpoints.ipynb #8a346dd3
+def best_checkpoint(
+    folder:str|Path, # of a run
+) -> Checkpoint: # the one of highest macro AUROC on the validation images
+    "Choose a run's checkpoint by validation, never by test. Raises `InputError`."
+    found = list_checkpoints(folder)
+    for one in found:
+        if 'validation_auroc' in one.facts and 'validation_loss' in one.facts: continue
+        if len(found) == 1: return one
+        raise InputError(f'{one.folder} does not state validation_auroc and validation_loss: '
+                         'choose a checkpoint yourself, from list_checkpoints.')
+    def merit(checkpoint):
+        auroc = checkpoint.facts['validation_auroc']
+        return -1. if math.isnan(auroc) else auroc, -checkpoint.facts['validation_loss']
+    return max(found, key=merit)

@@ -49,7 +49,7 @@ def _run_settings(
     recipe = recipe._replace(loss=recipe.loss or training_loss('focal', data.frame),
                              mixed_precision=recipe.mixed_precision or half)
     return _recipe_facts(recipe) | dict(
-        seed=seed, image_size=data.store.size, data=data.fingerprint,
+        seed=int(seed), image_size=data.store.size, data=data.fingerprint,
         normalisation=[MEAN, STD], findings=list(FINDINGS))
 
 def _has_bf16(device:torch.device) -> bool: # in hardware

@@ -15,6 +15,17 @@ from ..data.labels import FINDINGS
 from ..data.files import InputError
 
 # %% ../../nbs/4_training/01_losses.ipynb #77e5de8e
+def _check_shapes(logits:Tensor, targets:Tensor, class_weights:Tensor|None) -> None:
+    "Raise `InputError` unless targets and class weights have the shape of the logits."
+    if logits.shape != targets.shape:
+        raise InputError(f'The logits have the shape {tuple(logits.shape)} and the targets '
+                         f'{tuple(targets.shape)}: give one target for each logit.')
+    if class_weights is None or not class_weights.dim(): return
+    if class_weights.shape != logits.shape[-1:]:
+        raise InputError(f'{len(class_weights)} class weights do not fit logits of shape '
+                         f'{tuple(logits.shape)}: give one for each finding.')
+
+# %% ../../nbs/4_training/01_losses.ipynb #8cff2c31
 def focal_loss(
     logits:Tensor, # (n, 14) raw scores
     targets:Tensor, # (n, 14) of 0 and 1; NaN where unknown
@@ -23,6 +34,7 @@ def focal_loss(
     class_weights:Tensor|None=None, # (14,) weight of a present finding against an absent one
 ) -> Tensor: # (n, 14); 0 where the target is unknown
     "Binary focal loss of each image and finding (Lin et al. 2017, equation 4)."
+    _check_shapes(logits, targets, class_weights)
     known = ~targets.isnan()
     soft = torch.where(known, targets, 0.) * (1 - label_smoothing) + label_smoothing / 2
     log_p, log_q = F.logsigmoid(logits), F.logsigmoid(-logits)

@@ -155,7 +155,7 @@ def _result_warnings(
 ) -> list: # of sentences
     "Warn of what the numbers do not support."
     found = _score_warnings(table)
-    if facts['weights'] == 'random':
+    if facts.get('weights') == 'random':
         found.append("Trained from random weights: ImageNet's usually do better.")
     if seeds == 1:
         found.append('One seed: another run will differ, in single predictions more than '
@@ -226,6 +226,7 @@ def _command(
     facts:dict,
 ) -> str: # for a shell
     "Write the command that trains this model again, with a place for the data's folder."
+    if facts.get('imported'): return '# trained elsewhere: how is not stated'
     values = {flag: facts[fact] for fact, flag in _FLAGS.items() if fact in facts}
     values['weights'] = Path(str(facts['weights']).replace('\\', '/')).name
     values['loss'] = _loss_name(facts['loss'])
@@ -270,7 +271,7 @@ def _describe_training(facts:dict) -> dict: # heading -> Markdown
         loss['class weights'] = 'all 1' if equal else dict(zip(FINDINGS, weights))
     model = {'backbone': facts['backbone'], 'input': f'{size} x {size} grey pixels',
              'mean and deviation of the input': facts.get('normalisation'),
-             'initial weights': facts.get('weights_facts') or facts['weights'],
+             'initial weights': facts.get('weights_facts') or facts.get('weights'),
              'output': f'{len(FINDINGS)} independent findings'}
     losses = {f'loss, {name}': value for name, value in loss.items()}
     rest = {name: value for name, value in facts.items() if name not in _SHOWN}
@@ -289,8 +290,8 @@ def _describe_results(
     tested = 'Internal: the test images of the same data' if same else \
              'Which images were tested: not stated'
     ece = _text(table.reindex(list(FINDINGS)).ece.mean()) if 'ece' in table else None
-    again = {'fingerprint of the data': facts['data'], 'seed': facts['seed'],
-             'weight decay': facts['weight_decay'], 'versions': facts.get('versions'),
+    again = {'fingerprint of the data': facts['data'], 'seed': facts.get('seed'),
+             'weight decay': facts.get('weight_decay'), 'versions': facts.get('versions'),
              'device': facts.get('device')}
     return {
         'Evaluation': f'{tested}. Models trained, each with its seed: {_text(seeds)}. '
@@ -329,7 +330,8 @@ _CARD_FACTS = ('backbone', 'weights', 'loss', 'image_size', 'epoch', 'epochs', '
 
 def _check_card(facts:dict, table:pd.DataFrame, data:Data|None, added:dict) -> None:
     "Raise `InputError` if a fact is missing, or anything does not belong together."
-    missing = [name for name in _CARD_FACTS if facts.get(name) is None]
+    stated = facts if facts.get('imported') is None else dict.fromkeys(_CARD_FACTS, '') | facts
+    missing = [name for name in _CARD_FACTS if stated.get(name) is None]
     if missing:
         raise InputError(f'The facts lack {", ".join(missing)}: '
                          'give those of a checkpoint, its checkpoint.json.')

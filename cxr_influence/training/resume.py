@@ -6,8 +6,9 @@
 __all__ = ['read_history', 'fit']
 
 # %% ../../nbs/4_training/06_resume.ipynb #529f15bb
-import itertools, json, shutil, signal, sys, tempfile, threading, time
+import itertools, json, shutil, signal, sys, tempfile, threading, time, uuid
 from contextlib import contextmanager, suppress
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,10 @@ from tqdm import tqdm
 
 from ..data.batches import Data
 from ..data.files import DamagedFile, InputError, _warn, _write_whole, _writing
+from ..data.labels import FINDINGS
 from ..data.splits import check_splits
-from .checkpoints import (Checkpoint, Recipe, _check_recipe,
-    _removed, _state_files, list_checkpoints, save_checkpoint)
+from .checkpoints import (Checkpoint, Recipe, _check_one_run,
+    _check_recipe, _removed, _state_files, list_checkpoints, save_checkpoint)
 from .distributed import Processes, join_processes
 from .loop import _run_settings, _Training
 from .networks import _load_state
@@ -111,6 +113,7 @@ def _find_states(
         if state and state._is_whole(): whole.append(state)
         else: damaged.append(path.parent)
     if whole: _check_same_run(_newest(whole, whole[-1].facts['epoch']), out, run)
+    _check_one_run([*filter(_is_checkpoint, whole)])
     processes.wait() # all have looked before anything is moved
     if processes.main:
         for folder in damaged: _set_aside(folder)
@@ -147,6 +150,8 @@ def _start_or_resume(
     "Start a run, or restore its newest state."
     states = _find_states(out, run, processes)
     last = _newest(states, removed=_removed(out))
+    identity = states[0].facts.get('run') if states else uuid.uuid4().hex[:12]
+    run = run | {'run': identity} # earlier versions gave none
     training = _Training(data, run, processes, 'random' if last else None, compile)
     training.sums, training.states = dict(_NO_SUMS), [*filter(_is_checkpoint, states)]
     if last: training._restore(last)
@@ -297,15 +302,27 @@ def _check_settings(
     data:Data,
     recipe:Recipe,
     processes:Processes,
+    seed:int=0,
 ) -> None:
     "Raise `InputError` if a setting, a split or the size of the batches cannot work."
     _check_recipe(recipe)
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+        raise InputError(f'seed is {seed!r}: give a whole number, 0 or more.')
     check_splits(data.frame)
+    _check_labels(data.frame)
     images, least = len(data.rows('train')), max(2, processes.count)
     if images < least or images // -(-images // recipe.batch_size) < least:
         raise InputError(f'{images} training images in batches of {recipe.batch_size} make a '
                          f'batch of fewer than {least}: give more images, or another '
                          'batch_size.')
+
+def _check_labels(frame:pd.DataFrame) -> None:
+    "Raise `InputError` if no label of a split is known."
+    known = frame[list(FINDINGS)].notna().any(axis=1)
+    for split in ['train', 'validation', 'test']:
+        if not known[frame.split == split].any():
+            raise InputError(f'No label of the {split} images is known: give labels of some, '
+                             'or other splits.')
 
 # %% ../../nbs/4_training/06_resume.ipynb #cksum003
 def _is_complete(out:Path, run:dict) -> bool:
@@ -337,7 +354,7 @@ def fit(
 ) -> pd.DataFrame: # one row per epoch: learning rate, losses, validation AUROC, speed
     "Train a classifier or resume its training, one checkpoint per epoch. Raises `InputError`."
     processes, out = join_processes(device), Path(out)
-    _check_settings(data, recipe, processes)
+    _check_settings(data, recipe, processes, seed)
     run = _run_settings(data, recipe, seed, processes.device)
     if _is_complete(out, run): return read_history(out)
     with _hold_folder(out, processes), _keep_generators(processes), _note_signals() as noted:
