@@ -210,7 +210,8 @@ def cxr_run(
     began = _now()
     folder = run(experiment, name, again, runs, **_pairs(parameters))
     if not folder: return # another process has the row
-    if _read_record(folder)['start'] < began: print('It was complete already: --again runs it again.')
+    if _read_record(folder)['start'] < began:
+        print('It was complete already: --again runs it again.')
     _show_run(folder)
 
 # %% ../../nbs/8_runs/05_cli.ipynb #cli038

@@ -111,8 +111,9 @@ def _code() -> dict: # JSON
 def _checksums(folder:Path) -> dict: # name -> checksum
     "Compute the checksums of the tables in a run's folder."
     tables = [path for path in sorted(folder.iterdir()) if path.is_file()
-              and path.suffix in ('.csv', '.parquet', '.json', '.md') and path.name != 'run.json']
-    return {path.name: _checksum(path) for path in tables if not path.name.startswith('.')}
+              and path.suffix in ('.csv', '.parquet', '.json', '.md')
+              and path.name != 'run.json' and path.name[0] != '.']
+    return {path.name: _checksum(path) for path in tables}
 
 def _damaged(folder:Path) -> list: # names of tables that are not as the run wrote them
     found = []
