@@ -270,7 +270,7 @@ def test_a_loss_that_is_no_number_names_the_images_and_keeps_the_last_good_check
     assert same(tmp_path/'run', tmp_path/'whole')
 
 @pytest.mark.parametrize('changes, words', [
-    (dict(epochs=0), 'epochs is 0'), (dict(epochs=1.5), 'epochs is 1.5'), (dict(epochs='3'), 'epochs is 3'),
+    (dict(epochs=0), 'epochs is 0'), (dict(epochs=1.5), 'epochs is 1.5'), (dict(epochs='3'), "epochs is '3'"),
     (dict(batch_size=0), 'batch_size is 0'), (dict(batch_size=1), 'a batch of fewer than 2'),
     (dict(learning_rate=-1), 'learning_rate is -1'), (dict(learning_rate=float('nan')), 'learning_rate is nan'),
     (dict(weight_decay=-.1), 'weight_decay is -0.1'), (dict(warmup=1), 'warmup is 1'), (dict(warmup=None), 'warmup is None'),
