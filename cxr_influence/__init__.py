@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'training.imports': ['import_checkpoint'],
     'attribution.scoring': ['influence'],
     'attribution.pairwise': ['pairwise', 'open_pairwise'],
+    'attribution.pools': ['score_images'],
     'evidence.valuations': ['valuations', 'label_error_scores'],
     'evidence.subsets': ['run_subsets'],
     'evidence.comparison': ['compare'],

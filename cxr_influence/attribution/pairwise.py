@@ -23,7 +23,7 @@ from .scoring import (_bar, _Blocks, _check_count, _check_scorable,
 from ..data.batches import Data
 from ..data.files import (DamagedFile, InputError, _check, _digest, _keep,
     _note_checksum, _remove, _warn, _write_whole, _writing)
-from ..data.labels import FINDINGS, check_finding
+from ..data.labels import check_finding
 from ..training.distributed import Processes, join_processes
 from ..training.losses import FocalLoss
 from ..training.networks import weights_checksum
@@ -34,12 +34,13 @@ def _query_gradients(
     model:nn.Module, # of a checkpoint, on its device
     loss:FocalLoss, # the training loss
     queries:_Loader, # of k query images
-    finding:str|None=None, # of the query images; None: all fourteen together
+    finding:str|None=None, # of the query images; None: all together
     layers=None, # as `_chosen_parameters` takes them
 ) -> dict: # parameter name -> (k, *shape)
     "Compute the gradient of each query image's loss."
     names, (_, watch) = _chosen_parameters(model, layers), fastest(model)
-    column = slice(None) if finding is None else [FINDINGS.index(check_finding(finding))]
+    known = queries.data.findings
+    column = slice(None) if finding is None else [known.index(check_finding(finding, known))]
     def of_finding(z, y): return loss(z, y)[:, column]
     found = [per_sample_gradients(model, of_finding, x, y, names, watch)[0]
              for x, y, _ in queries]
@@ -51,7 +52,7 @@ def _score_pairs(
     loss:FocalLoss, # the training loss
     queries:_Loader, # of k query images
     images:_Loader, # of the n images to score
-    finding:str|None=None, # of the query images; None: all fourteen together
+    finding:str|None=None, # of the query images; None: all together
     layers=None, # as `_chosen_parameters` takes them
     bar=None, # its `update` is called after each batch
 ) -> np.ndarray: # (k, n) dot products
@@ -111,7 +112,7 @@ class _Pairs(NamedTuple):
     models:list # theirs
     queries:_Loader # of the query images
     images:_Loader # of the images to score
-    finding:str|None=None # target finding; None: all fourteen together
+    finding:str|None=None # target finding; None: all together
     layers:str|list|None=None # as `_chosen_parameters` takes them
 
 # %% ../../nbs/5_attribution/05_pairwise.ipynb #35c114de
@@ -253,7 +254,7 @@ def _plan_pairs(
     batch_size:int=32,
 ) -> tuple: # `_Pairs`, and the number of query images per block
     "Prepare to score all training images. Raises `InputError` for an unknown finding or layer."
-    if finding is not None: check_finding(finding)
+    if finding is not None: check_finding(finding, data.findings)
     _check_count('batch_size', batch_size)
     if not memory > 0: raise InputError(f'memory is {memory}: give bytes, more than 0.')
     models, images = [one.model() for one in checkpoints], data.rows('train')
@@ -299,7 +300,7 @@ def pairwise(
     images=None, # names of the query images; None: all of the split `validation`
     top:int=20, # proponents, and as many opponents, of each
     matrix:bool=False, # also `pairwise.npy`: (query images, training images) float32
-    finding:str|None=None, # the target finding; None: all fourteen together
+    finding:str|None=None, # the target finding; None: all together
     **settings, # `layers`, `memory` (5e8 bytes for gradients), `batch_size` (32), `device`
 ) -> pd.DataFrame: # `image`, `rank` (1: first proponent, -1: first opponent), ...
     "Find the training images that taught a model its predictions (Pruthi et al. 2020, eq. 1)."

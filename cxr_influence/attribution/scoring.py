@@ -27,10 +27,10 @@ from cxr_influence.attribution.tracin import (_check_images, _check_once, _full_
 from ..data.batches import Data, batches
 from cxr_influence.data.files import (InputError, _check, _keep, _read_kept, _read_table,
     _write_whole, _writing)
-from ..data.labels import FINDINGS
+from ..data.labels import FINDINGS, findings_of
 from ..data.nih import match_names
 from ..data.splits import check_splits
-from ..training.checkpoints import Checkpoint, _epochs_to_sum
+from ..training.checkpoints import Checkpoint, _check_same_findings, _epochs_to_sum
 from ..training.distributed import Processes, join_processes
 from ..training.networks import weights_checksum
 from ..training.resume import _wait_for
@@ -68,7 +68,7 @@ def _check_count(name:str, value) -> None:
 # %% ../../nbs/5_attribution/04_scoring.ipynb #404da223
 _COLUMNS = ('influence', 'rank', 'optimiser_aware', 'self_influence', 'cosine', 'loss')
 
-def _check_groups(groups) -> None:
+def _check_groups(groups, findings=FINDINGS) -> None:
     "Raise `InputError` for a group named like a finding or another column of the scores."
     if groups is not None and not isinstance(groups, dict):
         raise InputError(f'groups is {type(groups).__name__}: give name -> images.')
@@ -76,8 +76,8 @@ def _check_groups(groups) -> None:
         if not isinstance(name, str) or not name.strip():
             raise InputError(f'Group {name!r} has no name: call it by a text.')
         plain = name.strip().lower().removeprefix('influence_')
-        for known in [known for known in (*FINDINGS, *_COLUMNS) if known.lower() == plain]:
-            what = 'a finding' if known in FINDINGS else f'the column {known}'
+        for known in [known for known in (*findings, *_COLUMNS) if known.lower() == plain]:
+            what = 'a finding' if known in findings else f'the column {known}'
             raise InputError(f'Group {name} has the name of {what}: choose another.')
 
 def _target_images(frame:pd.DataFrame, against:str, groups:dict|None=None) -> pd.Index:
@@ -86,7 +86,7 @@ def _target_images(frame:pd.DataFrame, against:str, groups:dict|None=None) -> pd
     if not len(named):
         raise InputError(f'No image is of split {against}: use one of '
                          f'{", ".join(sorted(set(frame.split)))}.')
-    _check_groups(groups)
+    _check_groups(groups, findings_of(frame))
     return named
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #gr18002
@@ -132,17 +132,19 @@ def query_losses(
     per_finding:bool=True, # one column per finding, which add up to the whole; else the whole
     groups:dict|None=None, # name -> names of target images, or a mask
     against:str='validation', # split of the target images
-) -> dict: # column -> (n, 14) weights of the target images
+) -> dict: # column -> (n, findings) weights of the target images
     "Weight the losses that a score is about. Raises `InputError` for an invalid group."
     named = _target_images(frame, against, groups)
-    whole = np.full((len(named), 14), 1 / len(named))
-    columns = {f'influence_{f}': whole * (np.arange(14) == k) for k, f in enumerate(FINDINGS)}
+    findings = findings_of(frame)
+    whole = np.full((len(named), len(findings)), 1 / len(named))
+    columns = {f'influence_{name}': whole * column
+               for name, column in zip(findings, np.eye(len(findings)))}
     found = columns if per_finding else {'influence': whole}
     for name, group in (groups or {}).items():
         images = _group_images(name, group, frame, against)
         counts = images.value_counts().reindex(named, fill_value=0).to_numpy()
         chosen = counts[:, None] / len(images)
-        found[f'influence_{name}'] = np.repeat(chosen, 14, axis=1)
+        found[f'influence_{name}'] = np.repeat(chosen, len(findings), axis=1)
     return found
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #b314ee83
@@ -230,6 +232,12 @@ class _Query(NamedTuple):
     weights:dict # as from `query_losses`
     layers:str|list|None=None # as `_chosen_parameters` takes them
     against:str='validation' # split of the target images
+    data:Data|None=None # of the target images, where it is not the one scored
+    rows:np.ndarray|None=None # of the images scored, where they are not for training
+
+    def of(self, scored:Data) -> Data: return scored if self.data is None else self.data
+    def rows_of(self, scored:Data) -> np.ndarray:
+        return scored.rows('train') if self.rows is None else self.rows
 
 class _Directions(NamedTuple):
     "The directions of a query at a checkpoint."
@@ -245,10 +253,10 @@ def _make_directions(
     checkpoint:Checkpoint,
 ) -> _Directions:
     "Name directions, and add AdamW's if there are several."
-    adding = 1 if 'influence' in columns else len(FINDINGS)
+    adding = 1 if 'influence' in columns else len(checkpoint.facts['findings'])
     whole = {name: v[:adding].sum(0, keepdim=True) for name, v in vectors.items()}
     norm = float(sum(v.double().square().sum() for v in whole.values()).sqrt())
-    if len(columns) > 1 and 'updates' in checkpoint.facts:
+    if columns != ['influence'] and 'updates' in checkpoint.facts:
         adamw, columns = _precondition(whole, checkpoint), [*columns, 'optimiser_aware']
         vectors = {name: torch.cat([vectors[name], adamw[name]]) for name in vectors}
     return _Directions(vectors, columns, adding, norm)
@@ -260,7 +268,7 @@ def _score_batch(
 ) -> dict: # column -> (b,)
     "Score a batch along directions."
     directional, watch = passes
-    if len(directions.columns) == 1:
+    if directions.columns == ['influence']:
         direction = {name: v[0] for name, v in directions.vectors.items()}
         scores, losses = directional(model, loss, x, y, direction)
         return {'influence': scores, 'loss': losses}
@@ -377,7 +385,7 @@ def _find_directions(
     loss = checkpoint.loss().to(processes.device)
     vectors, losses = _weighted_gradients(model, loss, own, share, names)
     vectors = {name: processes.total(v) for name, v in vectors.items()}
-    if query.against == 'validation':
+    if query.against == 'validation' and loader.data.matches(checkpoint.facts['data']):
         _check_loss(checkpoint, torch.tensor(processes.gather(losses.tolist())))
     return _make_directions(vectors, list(query.weights), checkpoint)
 
@@ -398,6 +406,8 @@ def _scores_key(checkpoint:Checkpoint, model:nn.Module, data:Data, query:_Query)
     made_of = [_DEFINITION, weights_checksum(model), data.fingerprint, query.against,
                _chosen_parameters(model, query.layers), checkpoint.facts['loss'],
                [*query.weights]]
+    if query.rows is not None:
+        made_of += [query.of(data).fingerprint, data.frame.index[query.rows].tolist()]
     weights = np.stack(list(query.weights.values())).tobytes()
     return hashlib.sha256(json.dumps(made_of).encode() + weights).hexdigest()[:12]
 
@@ -413,7 +423,8 @@ def _fill_blocks(
     "Score this process's share of the missing blocks."
     processes, device = blocks.processes, blocks.processes.device
     model, loss = model.to(device), checkpoint.loss().to(device)
-    targets, mine = _Loader(data, data.rows(query.against), 64, device), blocks.mine()
+    rows, mine = query.of(data).rows(query.against), blocks.mine()
+    targets = _Loader(query.of(data), rows, 64, device)
     with _scoring(model), _bar(checkpoint.folder.name, mine, processes) as bar:
         directions = _find_directions(checkpoint, model, targets, query, processes)
         for path, rows in mine.items():
@@ -430,13 +441,13 @@ def _score_checkpoint(
     folder:Path, # where scores are kept
     batch_size:int=32,
     processes:Processes=Processes(),
-) -> pd.DataFrame: # one row per training image
-    "Score all training images at one checkpoint, or read what is kept of it."
+) -> pd.DataFrame: # one row per image scored
+    "Score images at one checkpoint, or read what is kept of it."
     model, folder = checkpoint.model(), folder / checkpoint.folder.name
     key = _scores_key(checkpoint, model, data, query)
     kept = _read_kept(folder.with_suffix('.parquet'), key)
     if all(processes.gather([kept is not None])): return kept # all have looked
-    blocks = _Blocks(folder, data.rows('train'), _BLOCK_IMAGES, key, processes)
+    blocks = _Blocks(folder, query.rows_of(data), _BLOCK_IMAGES, key, processes)
     if blocks.missing: _fill_blocks(blocks, checkpoint, model, data, query, batch_size)
     return _join_blocks(blocks, folder)
 
@@ -452,6 +463,7 @@ def score_checkpoint(
     **settings, # `batch_size` (32) and `device`
 ) -> pd.DataFrame: # one row per training image; dot products, without the learning rate
     "Score all training images at one checkpoint, or read what is kept. Raises `InputError`."
+    _check_same_findings(checkpoint, data)
     query = _Query(query_losses(data.frame, per_finding, groups, against), layers, against)
     processes = join_processes(settings.pop('device', None))
     _check_count('batch_size', settings.get('batch_size', 1))
@@ -462,6 +474,7 @@ def score_checkpoint(
 # %% ../../nbs/5_attribution/04_scoring.ipynb #6520747d
 def _check_data(checkpoint:Checkpoint, data:Data) -> None:
     "Raise `InputError` unless the checkpoint was trained on this data, at this size."
+    _check_same_findings(checkpoint, data)
     ours, theirs = data.fingerprint, checkpoint.facts['data']
     if not data.matches(theirs):
         raise InputError(f'{checkpoint.folder} was trained on other images, labels or splits '
@@ -479,6 +492,10 @@ def _check_scorable(
     "Raise `InputError` unless the checkpoints are of one run on this data, with their rates."
     check_splits(data.frame)
     for checkpoint in checkpoints: _check_data(checkpoint, data)
+    _check_rates(checkpoints)
+
+def _check_rates(checkpoints:list) -> None:
+    "Raise `InputError` unless the learning rates are numbers, and not all of them zero."
     for checkpoint in checkpoints: _check_rate(checkpoint)
     if not sum(checkpoint.facts['learning_rate'] for checkpoint in checkpoints):
         raise InputError(f'All learning rates in {checkpoints[0].folder.parent} are zero: '
@@ -518,10 +535,14 @@ def verify(
     against:str='validation',
 ) -> float: # largest difference, as a share of the largest score
     "Score random images by the definition, and compare. Raises `InputError` over 0.05."
-    model, loss, train = checkpoint.model(), checkpoint.loss(), data.rows('train')
-    rows = np.random.default_rng(0).choice(train, min(images, len(train)), replace=False)
-    weights = torch.tensor(query_losses(data.frame, False, against=against)['influence'])[None]
-    targets, names = _Loader(data, data.rows(against)), _chosen_parameters(model, layers)
+    return _verify(checkpoint, scores, data, _Query({}, layers, against), images)
+
+def _verify(checkpoint:Checkpoint, scores:pd.DataFrame, data:Data, query:_Query, images:int=8):
+    model, loss, scored = checkpoint.model(), checkpoint.loss(), query.rows_of(data)
+    rows = np.random.default_rng(0).choice(scored, min(images, len(scored)), replace=False)
+    of, against = query.of(data), query.against
+    weights = torch.tensor(query_losses(of.frame, False, against=against)['influence'])[None]
+    targets, names = _Loader(of, of.rows(against)), _chosen_parameters(model, query.layers)
     gradients, _ = _weighted_gradients(model, loss, targets, weights, names)
     x, y, _ = next(iter(_Loader(data, rows, len(rows))))
     plain = plain_scores(model, loss, x, y, {name: v[0] for name, v in gradients.items()})
@@ -559,14 +580,36 @@ def _describe(checkpoints:list, parts:list, data:Data, query:_Query, start:float
     "Verify the checkpoint of the highest rate, and gather the facts of a table of scores."
     rates = [checkpoint.facts['learning_rate'] for checkpoint in checkpoints]
     top = int(np.argmax(rates))
-    difference = verify(checkpoints[top], parts[top], data, 8, query.layers, query.against)
+    difference = _verify(checkpoints[top], parts[top], data, query)
     return dict(
         definition=_DEFINITION, learning_rates=rates, loss=checkpoints[0].facts['loss'],
         checkpoints=[str(checkpoint.folder) for checkpoint in checkpoints],
         data=data.fingerprint, layers=query.layers, against=query.against,
-        training_images=len(parts[0]), validation_images=len(data.rows(query.against)),
+        training_images=len(parts[0]),
+        validation_images=len(query.of(data).rows(query.against)),
         difference_to_definition=difference, verified_images=8, torch=torch.__version__,
         seconds=round(time.perf_counter() - start, 1))
+
+# %% ../../nbs/5_attribution/04_scoring.ipynb #sw000001
+def _score_and_write(
+    checkpoints:list,
+    data:Data,
+    query:_Query,
+    out:Path,
+    device=None,
+    **settings, # `batch_size`
+) -> pd.DataFrame:
+    "Score at each checkpoint, add up, and write the table and its facts."
+    start, processes = time.perf_counter(), join_processes(device)
+    _check_count('batch_size', settings.get('batch_size', 1))
+    settings['processes'] = processes
+    with _hold(_kept_folder(out), processes):
+        parts = _score_run(checkpoints, data, query, _kept_folder(out), **settings)
+        scores = _add_up(parts, [one.facts['learning_rate'] for one in checkpoints])
+        if processes.main:
+            _write_scores(scores, out, _describe(checkpoints, parts, data, query, start))
+    processes.wait()
+    return scores
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #5ffcdbf2
 def influence(
@@ -580,19 +623,10 @@ def influence(
     **settings, # `batch_size` (32) and `device`
 ) -> pd.DataFrame: # index `image`: `influence`, `rank` (1 is most helpful), ..., `loss`
     "TracInCP scores of every training image (Pruthi et al. 2020, section 3.1)."
-    start, out, checkpoints = time.perf_counter(), Path(out), _epochs_to_sum(run)
-    processes = settings['processes'] = join_processes(settings.pop('device', None))
+    checkpoints = _epochs_to_sum(run)
     _check_scorable(checkpoints, data)
     query = _Query(query_losses(data.frame, per_finding, groups, against), layers, against)
-    _check_count('batch_size', settings.get('batch_size', 1))
-    with _hold(_kept_folder(out), processes):
-        parts = _score_run(checkpoints, data, query, _kept_folder(out), **settings)
-        rates = [checkpoint.facts['learning_rate'] for checkpoint in checkpoints]
-        scores = _add_up(parts, rates)
-        if processes.main:
-            _write_scores(scores, out, _describe(checkpoints, parts, data, query, start))
-    processes.wait()
-    return scores
+    return _score_and_write(checkpoints, data, query, Path(out), **settings)
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #ab826f8b
 _SCORE_AGAIN = 'score again, influence(...) makes it'

@@ -18,9 +18,10 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .files import InputError, project_path
-from .labels import FINDINGS
 from .nih import _read_nih, fingerprint
 from .store import ImageStore, decode
+from .labels import findings_of
+from .splits import take_patients
 
 # %% ../../nbs/1_data/06_batches.ipynb #da7a0002
 class Data:
@@ -29,7 +30,7 @@ class Data:
         frame:pd.DataFrame, # as from `read_nih` or `read_dataset`
         store:ImageStore, # of the same images, in the same order
     ):
-        self.frame, self.store = frame, store
+        self.frame, self.store, self.findings = frame, store, findings_of(frame)
         if not store.names.equals(frame.index):
             raise InputError(f'{store.folder} was not decoded from this frame: '
                              'call decode(frame, root, size, out).')
@@ -53,7 +54,9 @@ class Data:
 def with_frame(self:Data,
     frame:pd.DataFrame, # other labels or splits of the same images
 ) -> Data:
-    "The same images with another frame."
+    "The same images with another frame, of the same findings where it states no others."
+    frame = frame.copy(deep=False)
+    frame.attrs.setdefault('findings', self.findings)
     return Data(frame, self.store)
 
 @patch
@@ -67,14 +70,14 @@ def matches(self:Data,
 @patch(as_prop=True)
 def positives(self:Data) -> pd.DataFrame: # one row per finding, one column per split
     "Count the positives of each finding in each split."
-    counts = self.frame.groupby('split')[list(FINDINGS)].sum().astype(int).T
+    counts = self.frame.groupby('split')[self.findings].sum().astype(int).T
     return counts.reindex(columns=['train', 'validation', 'test'], fill_value=0)
 
 @patch
 def summary(self:Data) -> pd.DataFrame: # one row per split
     "Count images, patients and positives of each split."
-    splits = self.frame.assign(positive=self.frame[list(FINDINGS)].any(axis=1)).groupby('split')
-    known = self.positives[self.frame[list(FINDINGS)].notna().any()]
+    splits = self.frame.assign(positive=self.frame[self.findings].any(axis=1)).groupby('split')
+    known = self.positives[self.frame[self.findings].notna().any()]
     rarest = [f'{known[split].idxmin()} ({known[split].min()})' if len(known) else ''
               for split in known]
     table = pd.DataFrame({'images': splits.size(), 'patients': splits.patient.nunique(),
@@ -102,13 +105,24 @@ def load_data(
     stores:str|Path='_data', # folder in which image stores are kept
     n:int|None=None, # about so many images, whole patients; None: all
     on_error:str='raise', # or 'skip': leave out what cannot be read, and report it
+    table:dict|None=None, # of your own: see `read_dataset`; None: `dataset.json`, or NIH's
 ) -> Data:
-    "Read a copy's tables and decode its images, or find them decoded. Raises `InputError`."
+    "Read a folder's table and decode its images, or find them decoded. Raises `InputError`."
     if size < 32: raise InputError(f'image_size is {size}: give at least 32.')
-    frame, paths = _read_nih(root, n=n, on_error=on_error)
+    frame, paths = _read_folder(root, n, on_error, table)
     name = f'{Path(root).resolve().name}-{size}-{fingerprint(frame)}'
     store = decode(frame, root, size, project_path(stores) / name, on_error, paths)
     return Data(_without_skipped(frame, store), store)
+
+def _read_folder(root, n, on_error:str, table) -> tuple: # frame; image -> path, or None
+    "Read NIH's table, or the one that is described."
+    from cxr_influence.data.tables import _described, _read_described
+    table = _described(root, table)
+    if table is None: return _read_nih(root, n=n, on_error=on_error)
+    frame = _read_described(root, table, on_error)
+    if n is not None: frame = take_patients(frame, n)
+    frame.attrs['reading'] = {'n': n, 'on_error': on_error, 'table': table}
+    return frame, None
 
 def _without_skipped(
     frame:pd.DataFrame,
@@ -217,10 +231,11 @@ def batches(
     generator:torch.Generator|None=None, # for training: shuffle and augment; None: neither
     skip:int=0, # training batches to pass over
     part:tuple=(0, 1), # of each training batch: this process's number, and how many there are
-): # yields `x` (b, 3, size, size) and `y` (b, 14) on the device, and `i` (b,)
+): # yields `x` (b, 3, size, size) and `y` (b, findings) on the device, and `i` (b,)
     "Yield the rows' images and targets."
     pixels = _pixels_on(data.store, device)
-    targets = torch.tensor(data.frame[list(FINDINGS)].to_numpy('float32'))
+    targets = np.ascontiguousarray(data.frame[data.findings], 'float32')
+    targets = torch.tensor(targets)
     for i, draws in _plan_batches(np.asarray(rows), batch_size, generator, skip, part):
         data.store._compare(i)
         chosen = pixels.index_select(0, torch.tensor(i, device=pixels.device))

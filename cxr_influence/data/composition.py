@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .labels import FINDINGS, NO_FINDING, co_occurrence
+from .labels import NO_FINDING, co_occurrence, findings_of
 
 # %% ../../nbs/1_data/10_composition.ipynb #432d819e
 def shared_by_patient(
@@ -36,8 +36,9 @@ def split_shares(
     frame:pd.DataFrame, # as from `read_nih`
 ) -> pd.DataFrame: # one row per split and trait: each finding, none, AP view, women
     "Estimate how common each finding, view and sex is in each split."
-    total = frame[list(FINDINGS)].sum(axis=1, skipna=False)
-    traits = frame[list(FINDINGS)].assign(**{
+    labels = frame[findings_of(frame)]
+    total = labels.sum(axis=1, skipna=False)
+    traits = labels.assign(**{
         NO_FINDING: (total == 0).where(total.notna()).astype(float),
         'AP view': (frame['view'] == 'AP').where(frame['view'].notna()).astype(float),
         'female': (frame.sex == 'F').where(frame.sex.notna()).astype(float)})
@@ -101,13 +102,14 @@ def plot_co_occurrence(
     size = (1 + 2.8 * len(splits), 3.6)
     figure, axes = plt.subplots(1, len(splits), figsize=size, layout='constrained', sharey=True,
                                 squeeze=False)
-    itself = np.eye(len(FINDINGS), dtype=bool)
+    findings = findings_of(frame)
+    itself = np.eye(len(findings), dtype=bool)
     for ax, split in zip(axes.flat, splits):
         share = co_occurrence(frame[frame.split == split]).mask(itself)
         picture = ax.imshow(share * 100, cmap='Blues', vmin=0, vmax=60)
         ax.set_title(split)
-        ax.set_xticks(range(len(FINDINGS)), FINDINGS, rotation=90, fontsize=7)
-    axes[0, 0].set_yticks(range(len(FINDINGS)), FINDINGS, fontsize=7)
+        ax.set_xticks(range(len(findings)), findings, rotation=90, fontsize=7)
+    axes[0, 0].set_yticks(range(len(findings)), findings, fontsize=7)
     figure.colorbar(picture, ax=axes, label='images, %', extend='max', shrink=.8)
     plt.close(figure)
     return figure

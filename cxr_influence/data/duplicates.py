@@ -17,9 +17,9 @@ from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from .batches import Data
-from .labels import FINDINGS
 from .store import ImageStore
 from .images import show_images
+from .labels import findings_of
 
 # %% ../../nbs/1_data/09_duplicates.ipynb #3cddb124
 def _perceptual_hash(
@@ -92,7 +92,7 @@ def _describe_pairs(
 ) -> pd.DataFrame: # one row per pair
     "Collect what the frame knows about pairs of images."
     a, b = frame.iloc[rows[:, 0]], frame.iloc[rows[:, 1]]
-    labels = [part[list(FINDINGS)].fillna(-1).to_numpy() for part in (a, b)]
+    labels = [part[findings_of(frame)].fillna(-1).to_numpy() for part in (a, b)]
     return pd.DataFrame({
         'image': a.index, 'other': b.index,
         'split': a.split.to_numpy(), 'other_split': b.split.to_numpy(),

@@ -7,7 +7,7 @@ __all__ = ['TABLE_NAMES', 'IMAGE_SUFFIXES', 'Report', 'find_files', 'find_file',
            'read_table', 'read_lists', 'read_nih', 'fingerprint']
 
 # %% ../../nbs/1_data/03_nih.ipynb #80003a3e
-import csv, hashlib, os, re, warnings, zlib
+import csv, hashlib, json, os, re, warnings, zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from .files import InputError
-from .labels import FINDINGS, encode_all, encode_labels
+from .labels import FINDINGS, encode_all, encode_labels, findings_of
 from .splits import assign_splits, check_splits, take_patients
 
 # %% ../../nbs/1_data/03_nih.ipynb #0c24878e
@@ -591,5 +591,8 @@ def fingerprint(
     frame:pd.DataFrame, # as from `read_nih`
 ) -> str: # twelve hexadecimal digits
     "Identify names, labels and splits."
-    hashes = pd.util.hash_pandas_object(frame[['patient', 'split', *FINDINGS]]).to_numpy()
-    return hashlib.sha256(hashes.tobytes()).hexdigest()[:12]
+    findings = findings_of(frame)
+    hashes = pd.util.hash_pandas_object(frame[['patient', 'split', *findings]]).to_numpy()
+    digest = hashlib.sha256(hashes.tobytes())
+    if tuple(findings) != FINDINGS: digest.update(json.dumps(findings).encode())
+    return digest.hexdigest()[:12]

@@ -10,15 +10,15 @@ import numpy as np
 import pandas as pd
 
 from .files import InputError
-from .labels import FINDINGS
+from .labels import findings_of
 
 # %% ../../nbs/1_data/02_splits.ipynb #561700ff
 def _patient_totals(
     frame:pd.DataFrame, # with `patient` and the findings
-) -> tuple: # (patients, 15) counts, and (n,) which of their rows each image belongs to
+) -> tuple: # (patients, 1 + findings) counts, and (n,) which of their rows each image belongs to
     "Count each patient's images and positives."
     patients, number = np.unique(frame.patient, return_inverse=True)
-    counted = np.column_stack([np.ones(len(frame)), frame[list(FINDINGS)].fillna(0)])
+    counted = np.column_stack([np.ones(len(frame)), frame[findings_of(frame)].fillna(0)])
     totals = [np.bincount(number, column, len(patients)) for column in counted.T]
     return np.stack(totals, axis=1), number
 
@@ -99,7 +99,7 @@ def describe_splits(
     frame:pd.DataFrame, # with `split`, `patient`, `age`, `view` and the findings
 ) -> pd.DataFrame: # one row per split
     "Summarize each split: images, patients, findings, views, age."
-    frame = frame.assign(findings=frame[list(FINDINGS)].sum(axis=1))
+    frame = frame.assign(findings=frame[findings_of(frame)].sum(axis=1))
     splits = frame.assign(none=frame.findings == 0, AP=frame['view'] == 'AP').groupby('split')
     table = pd.DataFrame({
         'images': splits.size(), 'patients': splits.patient.nunique(),

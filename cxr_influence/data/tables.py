@@ -6,7 +6,7 @@
 __all__ = ['read_dataset', 'from_torchxrayvision', 'to_torchxrayvision', 'from_medmnist']
 
 # %% ../../nbs/1_data/08_tables.ipynb #261a8184
-import bz2, gzip, lzma, os, re, shutil, zipfile, zlib
+import bz2, gzip, json, lzma, os, re, shutil, zipfile, zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,7 +19,7 @@ from PIL import Image
 from .nih import (_FILE_NAME, Report, find_files, find_images, _finish_frame,
     _read_csv, _report_images, _whole_years)
 from .images import read_image
-from .labels import FINDINGS, NO_FINDING, check_finding
+from .labels import FINDINGS, NO_FINDING, _check_findings, findings_of
 from .files import InputError
 from .splits import assign_splits
 from .store import _find_bits
@@ -55,7 +55,8 @@ _VALUES = {'1': 1, '1.0': 1, 'true': 1, '0': 0, '0.0': 0, 'false': 0,
 def _label_values(
     texts:pd.DataFrame, # lower case; one column a finding, perhaps also `No Finding`
     blank:float=np.nan, # what a blank means: NaN (unknown) or 0 (absent)
-) -> pd.DataFrame: # (n, 14) float32 of 0, 1 and NaN; all NaN for a finding that is missing
+    findings=FINDINGS, # the columns wanted
+) -> pd.DataFrame: # float32 of 0, 1 and NaN; all NaN for a finding that is missing
     "Read labels, uncertain ones as unknown. Raises `InputError` on another meaning of blank."
     if blank != 0 and not np.isnan(blank):
         raise InputError(f'blank is {blank}: use nan (unknown) or 0 (absent).')
@@ -63,8 +64,8 @@ def _label_values(
     if NO_FINDING in texts: healthy = texts[NO_FINDING].map(_VALUES) == 1
     blanks = np.where(healthy, 0, blank)
     values = {finding: texts[finding].map(_VALUES).where(texts[finding] != '', blanks)
-              for finding in FINDINGS if finding in texts}
-    return pd.DataFrame(values, index=texts.index, columns=list(FINDINGS), dtype='float32')
+              for finding in findings if finding in texts}
+    return pd.DataFrame(values, index=texts.index, columns=list(findings), dtype='float32')
 
 # %% ../../nbs/1_data/08_tables.ipynb #unusedl1
 def _label_set(text:str, separator:str) -> set:
@@ -198,14 +199,10 @@ def _take_facts(table:pd.DataFrame, columns:dict) -> pd.DataFrame:
 
 # %% ../../nbs/1_data/08_tables.ipynb #takelab1
 def _take_labels(
-    table:pd.DataFrame, findings, labels, separator:str, report:Report, # as in `read_dataset`
+    table:pd.DataFrame, findings:dict, labels, separator:str, report:Report,
 ) -> pd.DataFrame:
     "Take the labels as lower-case text, one column per finding. Raises `InputError`."
-    if not isinstance(findings, dict): findings = {finding: finding for finding in findings}
-    if not findings:
-        raise InputError('findings is empty: give the column or label of each finding.')
     for finding, source in findings.items():
-        if finding != NO_FINDING: check_finding(finding)
         several = isinstance(source, (list, tuple, set))
         if several and labels is None or callable(source) and labels is not None:
             raise InputError(f'findings[{finding!r}] is {source!r}: give a column, or a '
@@ -216,19 +213,33 @@ def _take_labels(
     return pd.DataFrame({finding: _text_column(table, source, finding).str.lower()
                          for finding, source in findings.items()})
 
+# %% ../../nbs/1_data/08_tables.ipynb #any049620
+def _wanted_findings(findings, only:bool) -> tuple: # name -> column or label; the frame's names
+    "Check which findings are read. Raises `InputError`."
+    if not isinstance(findings, dict): findings = {finding: finding for finding in findings}
+    if not findings:
+        raise InputError('findings is empty: give the column or label of each finding.')
+    names = [name for name in findings if name != NO_FINDING]
+    if only: return findings, tuple(_check_findings(names))
+    for name in names:
+        if name in FINDINGS: continue
+        raise InputError(f'Unknown finding {name!r}: use one of {", ".join(FINDINGS)}; or, for '
+                         'findings of your own, only=True.')
+    return findings, FINDINGS
+
 # %% ../../nbs/1_data/08_tables.ipynb #76288b50
 def _report_columns(
     report:Report, name:str, table:pd.DataFrame, used:list, # columns of the facts
-    findings, # as in `read_dataset`
+    findings:dict, # name -> column or label
     values:pd.DataFrame, # as from `_label_values`
 ) -> None:
     "Report the table, the findings without labels, and the columns nobody asked for."
-    asked = findings.values() if isinstance(findings, dict) else findings
-    used = {column for column in [*used, *asked] if isinstance(column, str)}
+    used = {column for column in [*used, *findings.values()] if isinstance(column, str)}
     other = [str(column) for column in table.columns if column not in used]
     unknown = values.columns[values.isna().all()]
-    known = len(FINDINGS) - len(unknown)
-    report.add(Path(name).name, 'found', len(table), f'{known} of our fourteen findings')
+    known = values.shape[1] - len(unknown)
+    ours = 'our fourteen' if (*values,) == FINDINGS else f'its {values.shape[1]}'
+    report.add(Path(name).name, 'found', len(table), f'{known} of {ours} findings')
     report.insert(0, report.pop())
     if len(unknown):
         names = f'unknown throughout: {", ".join(unknown)}'
@@ -299,8 +310,11 @@ def read_dataset(
     blank:float=np.nan, # what a blank label means: NaN (unknown) or 0 (absent)
     seed:int=0, # of splits that are not given
     on_error:str='raise', # or 'skip': leave out rows that cannot be used, and report them
+    only:bool=False, # these findings, whatever their names, in their order; else our fourteen
 ) -> pd.DataFrame: # as from `read_nih`
     "Read any table of radiographs; `attrs['report']` lists what is missing."
+    findings, wanted = _wanted_findings(findings, only)
+    reading = _describe_reading(locals())
     report, files, name = Report(), find_files(root), 'the table'
     if not isinstance(table, pd.DataFrame):
         _check_unpacked(table)
@@ -310,13 +324,58 @@ def read_dataset(
     facts = _take_facts(table, columns)
     texts = _take_labels(table, findings, labels, separator, report)
     good = _check_rows(facts, texts, name, report, on_error)
-    facts, values = facts[good], _label_values(texts[good], blank).set_axis(facts.image[good])
+    facts, values = facts[good], _label_values(texts[good], blank, wanted)
+    values = values.set_axis(facts.image[good])
     _report_columns(report, name, table, [*columns.values(), labels], findings, values)
     paths = _locate(facts, name, files, root, report)
     frame = _tidy_facts(facts, report).join(values).loc[paths.index]
     splits = facts.set_index('image').split.loc[paths.index]
+    frame.attrs['findings'] = list(wanted)
     frame.insert(5, 'split', _table_splits(splits, frame, seed, report))
-    return _finish_frame(frame, root, report, patient is not None)
+    frame = _finish_frame(frame, root, report, patient is not None)
+    frame.attrs |= {'findings': list(wanted), 'reading': reading}
+    return frame
+
+# %% ../../nbs/1_data/08_tables.ipynb #any995510
+_AT_HAND = 'at hand' # a table, or a function of it, that was given in Python
+
+def _describe_reading(given:dict) -> dict: # for the facts of a checkpoint
+    "Write out what `read_dataset` was called with, as far as JSON can hold it."
+    table, root = given.pop('table'), Path(given['root']).resolve()
+    by_hand = {'table': _AT_HAND, 'on_error': given['on_error']}
+    if isinstance(table, pd.DataFrame): return by_hand
+    path, usual = Path(table).resolve(), read_dataset.__kwdefaults__
+    inside = path.is_relative_to(root)
+    kept = {name: value for name, value in given.items() if name in [*usual, 'image', 'patient',
+            'findings'] and not (name in usual and value is usual[name]) and name != 'on_error'}
+    kept |= {'table': str(path.relative_to(root) if inside else path)}
+    try: return by_hand | {'table': json.loads(json.dumps(kept))}
+    except (TypeError, ValueError): return by_hand
+
+def _described(root:str|Path, table) -> dict|str|None: # None: NIH's tables
+    "Find how a folder's table is read: by the facts of a run, or `dataset.json`."
+    path = Path(root) / 'dataset.json'
+    if isinstance(table, dict) or not path.is_file(): return table
+    try: found = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error: raise InputError(f'{path} is not JSON ({error}).') from None
+    if isinstance(found, dict) and {'table', 'image', 'patient', 'findings'} <= {*found}:
+        return found
+    raise InputError(f'{path} is incomplete: give table, image, patient and findings, as '
+                     'read_dataset takes them.')
+
+# %% ../../nbs/1_data/08_tables.ipynb #any299144
+def _read_described(root:str|Path, table, on_error:str) -> pd.DataFrame:
+    "Read a table as it is described. Raises `InputError`."
+    if not isinstance(table, dict):
+        raise InputError('The table of this run was given in Python, where only influence(run, '
+                         f'data, ...) and others read it: describe it in {root}/dataset.json.')
+    settings = {name: value for name, value in table.items() if name != 'table'}
+    known = {'image', 'patient', 'findings', *read_dataset.__kwdefaults__}
+    if strange := settings.keys() - known:
+        raise InputError(f'{root}: {min(strange)} is no argument of read_dataset.')
+    path = Path(root) / table['table']
+    if not path.is_file(): raise InputError(f'{path} is missing: the table of {root}.')
+    return read_dataset(path, root, **settings | {'on_error': on_error})
 
 # %% ../../nbs/1_data/08_tables.ipynb #f5800d1a
 _XRV_IMAGES = ('image', 'Image Index', 'Path', 'ImageID', 'dicom_id', 'image_id', 'PngPath',
@@ -380,7 +439,7 @@ def _xrv_class(xrv): # the module torchxrayvision
         def __init__(self, frame, paths, read, transform, data_aug):
             self.frame, self.paths, self.read = frame, paths, read
             self.transform, self.data_aug = transform, data_aug
-            self.imgpath, self.pathologies = frame.attrs['root'], list(FINDINGS)
+            self.imgpath, self.pathologies = frame.attrs['root'], findings_of(frame)
             self.labels = frame[self.pathologies].to_numpy('float32', copy=True)
             self.csv = frame.drop(columns=self.pathologies).rename_axis('image').reset_index()
             self.csv = self.csv.assign(

@@ -14,10 +14,10 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.interpolate import interp1d
 
 from ..data.files import InputError, _read_table
-from ..data.labels import FINDINGS
 from .subsets import _LABELS
 from ..measures.intervals import (_draw_intervals, patient_weights,
     percentile_interval, seed_means, weighted_auroc)
+from ..data.labels import findings_of
 
 # %% ../../nbs/6_evidence/04_comparison.ipynb #ad35e6c9
 _RULE_STYLES = {'top': ('tab:blue', 'v'), 'bottom': ('tab:red', '^'), 'random': ('.45', 'o'),
@@ -124,11 +124,11 @@ def _resample_findings(
     tested:pd.DataFrame, # test rows of a frame
     probabilities:pd.DataFrame, # of the same images
     weights:np.ndarray, # (resamples, n)
-    thresholds, # (14,)
+    thresholds, # (findings,)
 ) -> np.ndarray: # (15, resamples), macro last; NaN without positives or negatives
     "Resample a metric of every finding, and their mean."
-    values = np.full((len(FINDINGS), len(weights)), np.nan)
-    for i, finding in enumerate(FINDINGS):
+    values = np.full((probabilities.shape[1], len(weights)), np.nan)
+    for i, finding in enumerate(probabilities):
         target, probability = tested[finding].to_numpy(float), probabilities[finding].to_numpy()
         known = ~np.isnan(target)
         if len(np.unique(target[known])) < 2: continue
@@ -149,15 +149,15 @@ def subset_draws(
     if metric not in _RESAMPLED:
         raise InputError(f'Unknown metric {metric!r}: use {", ".join(_RESAMPLED)}.')
     rows, values = rows.drop_duplicates(_KEYS), []
-    tested = frame[frame.split == 'test']
+    tested, findings = frame[frame.split == 'test'], findings_of(frame)
     drawn = patient_weights(tested.patient, resamples)
     weights = np.vstack([np.ones(len(tested), 'int32'), drawn])
     for row in rows.to_dict('records'):
         path, again = f'{row["retrained"]}.parquet', 'call run_subsets again'
-        probabilities = _read_table(path, again).loc[tested.index]
-        thresholds = [row[f'threshold_{finding}'] for finding in FINDINGS]
+        probabilities = _read_table(path, again).loc[tested.index, findings]
+        thresholds = [row[f'threshold_{finding}'] for finding in findings]
         values.append(_resample_findings(metric, tested, probabilities, weights, thresholds))
-    columns = pd.MultiIndex.from_product([[*FINDINGS, 'macro'], range(resamples + 1)],
+    columns = pd.MultiIndex.from_product([[*findings, 'macro'], range(resamples + 1)],
                                          names=['finding', 'resample'])
     flat = np.stack(values).reshape(len(rows), -1)
     return pd.DataFrame(flat, pd.MultiIndex.from_frame(rows[_KEYS]), columns)

@@ -18,7 +18,6 @@ from sklearn.linear_model import LogisticRegression
 
 from ..data.batches import Data
 from ..data.files import InputError
-from ..data.labels import FINDINGS
 from ..measures.intervals import percentile_interval
 from ..training.checkpoints import Recipe
 from .retraining import retrain, run_side_by_side, without
@@ -143,7 +142,7 @@ def subset_losses(
     parts = [without(data, train[~kept]) for kept in subsets]
     calls = [(part, recipe, seed, rows, out) for part in parts for seed in seeds]
     logits = run_side_by_side(retrain, calls, 'retrainings')
-    y = torch.tensor(data.validation[list(FINDINGS)].to_numpy('float32'))
+    y = torch.tensor(np.ascontiguousarray(data.validation[data.findings], 'float32'))
     losses = [recipe.loss(torch.tensor(part.to_numpy()), y).numpy() for part in logits]
     return np.stack(losses).reshape(len(subsets), len(seeds), *y.shape)
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..data.batches import Data
 from ..data.files import InputError
-from ..data.labels import FINDINGS, check_finding, decode_labels
+from ..data.labels import check_finding, decode_labels
 from ..data.images import show_images
 from .comparison import _draw_rows
 
@@ -67,17 +67,17 @@ def plot_influence(
 def show_extremes(
     scores:pd.DataFrame, # as from `influence`
     data:Data,
-    finding:str|None=None, # one of the fourteen, or all together
+    finding:str|None=None, # one of the data's, or all together
     n:int=8, # of each
 ) -> plt.Figure:
     "Show the strongest proponents (first row) and opponents (second). Raises `InputError`."
-    column = f'influence_{check_finding(finding)}' if finding else 'influence'
+    column = f'influence_{check_finding(finding, data.findings)}' if finding else 'influence'
     if column not in scores:
         raise InputError(f'The scores have no column {column}: score with per_finding=True.')
     ranked = scores[column].sort_values(ascending=False)
     ends, titles = pd.concat([ranked.head(n), ranked.tail(n)[::-1]]), []
     for name, value in ends.items():
-        labels = decode_labels(data.frame.loc[name, list(FINDINGS)])
+        labels = decode_labels(data.frame.loc[name, data.findings], data.findings)
         titles.append(f'{value:+.3g}\n' + labels.replace('|', '\n').replace('_', ' '))
     pixels = data.store[data.frame.index.get_indexer(ends.index)]
     return show_images(pixels, titles, n, side=1.4)

@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 from ..data.annotations import COUNTERPARTS, _nih_answer
 from ..data.batches import Data
 from ..data.files import InputError, _digest
-from ..data.labels import FINDINGS, check_finding
+from ..data.labels import check_finding, findings_of
 from ..measures.intervals import bootstrap_auroc, percentile_interval, seed_means
 from ..training.checkpoints import Recipe
 from ..training.resume import fit
@@ -45,7 +45,7 @@ def _check_noise(
     if (noise.kind == 'one_finding') != (noise.finding is not None):
         raise InputError(f'kind is {noise.kind} and finding is {noise.finding}: name one for '
                          'one_finding, and for no other kind.')
-    if noise.finding: check_finding(noise.finding)
+    if noise.finding: check_finding(noise.finding, findings_of(frame))
     if not 0 <= noise.share <= .5:
         raise InputError(f'share is {noise.share}: give 0 to 0.5 of the training images.')
     if not (frame.split == 'train').any(): raise InputError('No image has the split train.')
@@ -59,26 +59,28 @@ def inject_label_noise(
     "Make labels of training images wrong. Raises `InputError`."
     _check_noise(noise, frame)
     rng = np.random.default_rng([seed, 1 + _NOISE_KINDS.index(noise.kind)])
-    train, clean = np.flatnonzero(frame.split == 'train'), frame[list(FINDINGS)].to_numpy()
+    train, findings = np.flatnonzero(frame.split == 'train'), findings_of(frame)
+    clean = frame[findings].to_numpy()
     rows = rng.choice(train, round(noise.share * len(train)), replace=False)
     labels = clean.copy()
     if noise.kind == 'swapped': labels[rows] = clean[np.roll(rows, 1)]
     else:
-        column = FINDINGS.index(noise.finding) if noise.finding \
-            else rng.integers(len(FINDINGS), size=len(rows))
+        column = findings.index(noise.finding) if noise.finding \
+            else rng.integers(len(findings), size=len(rows))
         labels[rows, column] = 1 - labels[rows, column]
     wrong = (labels != clean) & ~np.isnan(labels - clean)
-    truth = pd.DataFrame(wrong[train], frame.index[train], list(FINDINGS))
-    return frame.assign(**dict(zip(FINDINGS, labels.T))), truth
+    truth = pd.DataFrame(wrong[train], frame.index[train], findings)
+    return frame.assign(**dict(zip(findings, labels.T))), truth
 
 # %% ../../nbs/6_evidence/05_label_errors.ipynb #ev-only
 def only_finding(
     frame:pd.DataFrame,
-    finding:str, # one of the fourteen
-) -> pd.DataFrame: # the other thirteen are unknown, NaN
+    finding:str, # one of the frame's
+) -> pd.DataFrame: # the others are unknown, NaN
     "Keep the labels of one finding. Raises `InputError`."
-    check_finding(finding)
-    others = [name for name in FINDINGS if name != finding]
+    findings = findings_of(frame)
+    check_finding(finding, findings)
+    others = [name for name in findings if name != finding]
     return frame.assign(**dict.fromkeys(others, np.float32(np.nan)))
 
 # %% ../../nbs/6_evidence/05_label_errors.ipynb #ev-found
@@ -219,7 +221,7 @@ def _auroc_draws(
     resamples:int, # 0: the images as they are
 ) -> np.ndarray: # (resamples,) mean AUROC of the findings that are known
     "Resample patients, the same for every training."
-    known = right.loc[logits.index, list(FINDINGS)].dropna(axis=1, how='all')
+    known = right.loc[logits.index, findings_of(right)].dropna(axis=1, how='all')
     patients = right.patient[logits.index].to_numpy()
     if not resamples: patients = np.zeros(len(logits), int)
     draws = bootstrap_auroc(known.to_numpy(), logits[known.columns].to_numpy(), patients,

@@ -20,13 +20,13 @@ from tqdm import tqdm
 from ..attribution.scoring import _hold, _remove_parts
 from ..data.batches import Data
 from ..data.files import InputError, _digest, _keep, _read_kept
-from ..data.labels import FINDINGS
 from ..data.nih import match_names
 from ..training.checkpoints import Recipe, best_checkpoint, list_checkpoints
 from ..training.distributed import Processes, join_processes
 from ..training.resume import fit
 from ..training.loop import predict
 from ..training.networks import best_device
+from ..training.losses import _sized
 
 # %% ../../nbs/6_evidence/01_retraining.ipynb #retr0008
 def without(
@@ -53,7 +53,7 @@ def _made_of(
     choose_best:bool,
 ) -> list: # JSON
     "State all that decides a retraining's logits."
-    loss = recipe.loss and recipe.loss.settings()
+    loss = recipe.loss and _sized(recipe.loss, data.findings).settings()
     settings = recipe._replace(loss=loss, weights=str(recipe.weights), compile=False)._asdict()
     return [data.fingerprint, data.store.size, settings, int(seed),
             data.frame.index[rows].tolist(), choose_best]
@@ -94,7 +94,7 @@ def _train_and_predict(
     processes.wait() # until the main process has deleted what it deletes
     chosen = best_checkpoint(folder) if choose_best else list_checkpoints(folder)[-1]
     logits = predict(chosen.model(averaged=True).to(processes.device), data, rows)
-    table = pd.DataFrame(logits.numpy(), data.frame.index[rows], list(FINDINGS))
+    table = pd.DataFrame(logits.numpy(), data.frame.index[rows], data.findings)
     seconds = round(time.perf_counter() - start, 1)
     table.attrs = dict(epoch=chosen.facts['epoch'], seconds=seconds)
     return table

@@ -11,9 +11,9 @@ import pandas as pd
 from scipy.stats import f_oneway
 
 from ..data.files import InputError
-from ..data.labels import FINDINGS
 from ..measures.intervals import percentile_interval
 from .faithfulness import lds
+from ..data.labels import findings_of
 
 # %% ../../nbs/6_evidence/07_stability.ipynb #ev-stability
 def seed_agreement(
@@ -81,7 +81,7 @@ def known_facts(
     images = frame.loc[table.index]
     return pd.DataFrame({
         'training loss': table.loss, 'gradient norm': table.self_influence.pow(.5),
-        'number of findings': images[list(FINDINGS)].sum(axis=1),
+        'number of findings': images[findings_of(frame)].sum(axis=1),
         'AP view': (images['view'] == 'AP') * 1.,
         'images of the patient': images.groupby('patient').patient.transform('size')})
 

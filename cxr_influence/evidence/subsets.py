@@ -20,7 +20,6 @@ from ..attribution.scoring import _check_data, _remove_parts
 from ..data.batches import Data
 from ..data.files import (DamagedFile, InputError, _check, _digest, _read_table,
     _warn, _write_whole, _writing, project_path)
-from ..data.labels import FINDINGS
 from ..data.nih import _read_csv, rename_images
 from .retraining import retrain, run_side_by_side, without
 from ..measures.calibration import fit_platt
@@ -31,6 +30,7 @@ from ..training.distributed import _alone, join_processes
 from ..training.loop import predict
 from ..training.resume import _acquire
 from ..training.networks import best_device
+from ..data.labels import findings_of
 
 # %% ../../nbs/6_evidence/03_subsets.ipynb #sub008
 def _order_units(
@@ -71,8 +71,8 @@ def _choose_stratified(
 def _count_findings(
     frame:pd.DataFrame,
     unit:np.ndarray, # (n,) of each row
-) -> np.ndarray: # (units, 14) images with each finding
-    return frame[list(FINDINGS)].fillna(0).groupby(unit).sum().to_numpy()
+) -> np.ndarray: # (units, findings) images with each finding
+    return frame[findings_of(frame)].fillna(0).groupby(unit).sum().to_numpy()
 
 # %% ../../nbs/6_evidence/03_subsets.ipynb #sub015
 MODES = ('remove', 'select')
@@ -289,7 +289,7 @@ def _subset_logits(
     best = best_checkpoint(baseline.folder.parent)
     model = best.model(averaged=True).to(device or best_device())
     logits = predict(model, data, rows).numpy()
-    table = pd.DataFrame(logits, data.frame.index[rows], list(FINDINGS))
+    table = pd.DataFrame(logits, data.frame.index[rows], data.findings)
     table.attrs['epoch'] = best.facts['epoch']
     return table
 
@@ -300,17 +300,17 @@ def _evaluate_logits(
 ) -> tuple: # a flat dict of results, and (test images, 14) calibrated probabilities
     "Calibrate and choose thresholds on the validation images, and evaluate the test images."
     validation, test = data.validation, data.test
-    known = validation[list(FINDINGS)].to_numpy('float32')
+    findings, known = data.findings, validation[data.findings].to_numpy('float32')
     scale = fit_platt(known, logits.loc[validation.index])
-    thresholds = choose_thresholds(known, scale(logits.loc[validation.index]))
+    thresholds = choose_thresholds(validation[findings], scale(logits.loc[validation.index]))
     probabilities = scale(logits.loc[test.index])
-    table = evaluate(test[list(FINDINGS)].to_numpy('float32'), probabilities, thresholds,
+    table = evaluate(test[findings].astype('float32'), probabilities, thresholds,
                      test.patient.to_numpy())
     metrics = ['auroc', 'auroc_low', 'auroc_high', 'auprc', 'f1', 'ece']
     row = table.loc['macro', metrics].to_dict()
-    row |= {f'auroc_{finding}': table.auroc[finding] for finding in FINDINGS}
-    row |= {f'threshold_{finding}': float(t) for finding, t in zip(FINDINGS, thresholds)}
-    return row, pd.DataFrame(probabilities, test.index, list(FINDINGS))
+    row |= {f'auroc_{finding}': table.auroc[finding] for finding in findings}
+    row |= {f'threshold_{finding}': float(t) for finding, t in zip(findings, thresholds)}
+    return row, pd.DataFrame(probabilities, test.index, findings)
 
 # %% ../../nbs/6_evidence/03_subsets.ipynb #sub042
 def _retraining_name(

@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from ..data.batches import Data
 from ..data.files import InputError, _kept
-from ..data.labels import FINDINGS
 from ..measures.calibration import fit_platt, held_out_scaling
 from ..training.checkpoints import _epochs_to_sum, list_checkpoints
 from ..training.distributed import join_processes
@@ -31,6 +30,7 @@ from ..training.networks import best_device, _head_name, weights_checksum
 from ..attribution.scoring import (_check_scorable, _hold, influence,
     _remove_parts, score_checkpoint, _write_scores)
 from .retraining import retrain, without
+from ..data.labels import findings_of
 
 # %% ../../nbs/6_evidence/02_valuations.ipynb #bl-cleanlab
 with warnings.catch_warnings():
@@ -42,7 +42,7 @@ with warnings.catch_warnings():
 VALUATIONS = pd.DataFrame([
     ('random', 'a random number', '', 'high'),
     ('loss', 'loss after the last epoch, summed over the findings', '', 'high'),
-    ('worst_loss', 'the largest of the fourteen losses', '', 'high'),
+    ('worst_loss', 'the largest loss of a finding', '', 'high'),
     ('standardised_loss', "the largest, in standard deviations of its finding", '', 'high'),
     ('el2n', 'norm of p - y in the early epochs', 'Paul et al. 2021', 'high'),
     ('grand', 'norm of the gradient in the early epochs', 'Paul et al. 2021', 'high'),
@@ -51,7 +51,7 @@ VALUATIONS = pd.DataFrame([
     ('confident', 'out-of-fold quality of the worst label', 'Northcutt et al. 2021', 'low'),
     ('knn_shapley', 'Shapley value for nearest neighbours', 'Jia et al. 2019', 'low'),
     ('influence', 'TracInCP on the validation loss', 'Pruthi et al. 2020', 'low'),
-    ('worst_influence', 'smallest of fourteen influences', 'Pruthi et al. 2020', 'low'),
+    ('worst_influence', 'smallest influence by finding', 'Pruthi et al. 2020', 'low'),
     ('cosine', 'influence with gradients of norm one', 'Pruthi et al. 2020', 'low'),
     ('optimiser_aware', "influence along AdamW's direction", 'Pruthi et al. 2020', 'low'),
     ('self_influence', "influence on the image's own loss", 'Pruthi et al. 2020', 'high'),
@@ -108,7 +108,7 @@ def _training_logits(
 
 def _logit_table(model, data:Data, rows, device) -> pd.DataFrame: # (rows, findings)
     logits = predict(model.to(device or best_device()), data, rows)
-    return pd.DataFrame(logits.numpy(), data.frame.index[rows], list(FINDINGS))
+    return pd.DataFrame(logits.numpy(), data.frame.index[rows], data.findings)
 
 # %% ../../nbs/6_evidence/02_valuations.ipynb #bl-targets
 def _targets_of(
@@ -116,7 +116,8 @@ def _targets_of(
     split:str='train',
 ) -> np.ndarray: # (n, 14) float32 of 0 and 1; NaN where unknown
     "Take the labels of a split's images."
-    return frame.loc[frame.split == split, list(FINDINGS)].to_numpy('float32')
+    labels = frame.loc[frame.split == split, findings_of(frame)]
+    return np.ascontiguousarray(labels, 'float32')
 
 def _margins(
     logits:np.ndarray, # (..., n, 14)
@@ -227,7 +228,7 @@ def _patient_folds(
     "Split training patients into folds, stratified by finding. Raises `InputError`."
     train, patients = frame[frame.split == 'train'], frame.patient[frame.split == 'train']
     _check_folds(frame, folds)
-    present = train[list(FINDINGS)].fillna(0)
+    present = train[findings_of(frame)].fillna(0)
     order = present.sum().sort_values().index # rarest first
     rarest = present[order].assign(none=1).to_numpy().argmax(1) # of an image's findings
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
@@ -257,7 +258,7 @@ def cross_validated_probabilities(
                              choose_best=True, device=device))
     logits = pd.concat(parts).loc[data.train.index]
     scaled = held_out_scaling(_targets_of(data.frame), logits, data.train.patient.to_numpy())
-    return pd.DataFrame(scaled, logits.index, list(FINDINGS))
+    return pd.DataFrame(scaled, logits.index, data.findings)
 
 # %% ../../nbs/6_evidence/02_valuations.ipynb #bl-confident
 def label_quality(
@@ -368,7 +369,7 @@ def _from_influence(
 ) -> pd.DataFrame: # `_FROM_SCORING`
     "Take what one scoring gives."
     scores = influence(checkpoints, data, out / _SCORES, device=device)
-    each = scores[[f'influence_{finding}' for finding in FINDINGS]]
+    each = scores[[f'influence_{finding}' for finding in data.findings]]
     scores['worst_influence'] = each.min(axis=1)
     return scores.reindex(columns=_FROM_SCORING) # NaN where AdamW's moments are not known
 

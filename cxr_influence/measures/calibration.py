@@ -18,7 +18,6 @@ from sklearn.calibration import calibration_curve
 from sklearn.model_selection import GroupKFold
 from torchmetrics.functional.classification import binary_calibration_error
 
-from ..data.labels import FINDINGS
 from .metrics import per_finding
 
 # %% ../../nbs/3_measures/02_calibration.ipynb #2c2478c2
@@ -44,8 +43,9 @@ def pooled_calibration_error(
     probabilities:np.ndarray, # (n, 14)
 ) -> float:
     "Calibration error of all findings together; gaps of findings may cancel."
+    targets, probabilities = np.asarray(targets), np.asarray(probabilities)
     known = ~np.isnan(targets)
-    return calibration_error(np.asarray(targets)[known], np.asarray(probabilities)[known])
+    return calibration_error(targets[known], probabilities[known])
 
 # %% ../../nbs/3_measures/02_calibration.ipynb #9c6f7d0f
 def equal_mass_calibration_error(
@@ -77,6 +77,7 @@ def plot_reliability(
     bins:int=10, # of equally many labels, all findings pooled
 ) -> plt.Figure:
     "Draw the share of positives against the predicted probability (reliability diagram)."
+    targets = np.asarray(targets)
     known = ~np.isnan(targets)
     figure, ax = plt.subplots(figsize=(3.6, 3.4), layout='constrained')
     ax.axline((0, 0), slope=1, color='.7', lw=1)
@@ -125,7 +126,7 @@ def fit_platt(
 ) -> Platt:
     "Fit each finding's scaling. A finding without a known label is left as it is."
     targets, logits = np.asarray(targets), np.asarray(logits, 'float64')
-    fits = np.tile([1., 0.], (len(FINDINGS), 1))
+    fits = np.tile([1., 0.], (targets.shape[1], 1))
     for i, known in enumerate(~np.isnan(targets.T)):
         if known.any(): fits[i] = _fit_one(targets[known, i], logits[known, i])
     return Platt(*fits.T)

@@ -11,8 +11,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from ..data.labels import FINDINGS
 from ..data.files import InputError
+from .metrics import _names_of
 
 # %% ../../nbs/3_measures/03_intervals.ipynb #f5c7bc8e
 def patient_weights(
@@ -51,11 +51,12 @@ def bootstrap_auroc(
     patients:np.ndarray, # (n,)
     resamples:int=1000,
     seed:int=0, # two models with one seed see the same patients: their difference is paired
-    names=FINDINGS, # of the columns
+    names=None, # of the columns; None: those of the tables, or our fourteen
 ) -> pd.DataFrame: # (resamples, findings)
     "AUROC of each finding in each patient resample."
     weights, values = patient_weights(patients, resamples, seed), {}
     chunks = np.array_split(weights, max(1, weights.size // 4_000_000)) # fit the CPU's cache
+    if names is None: names = _names_of(targets, probabilities)
     columns = zip(names, np.asarray(targets).T, np.asarray(probabilities).T, strict=True)
     for name, y, p in columns:
         known = ~np.isnan(y)

@@ -13,16 +13,32 @@ from sklearn.metrics import (average_precision_score, brier_score_loss, f1_score
                              precision_recall_curve, recall_score, roc_auc_score, roc_curve)
 
 from ..data.labels import FINDINGS
+from ..data.files import InputError
+
+# %% ../../nbs/3_measures/01_metrics.ipynb #anymet01
+def _names_of(
+    *tables, # (n, findings): frames whose columns name the findings, or arrays of our fourteen
+) -> list: # of the findings
+    "Name the columns. Raises `InputError` if they have no names, or two frames other ones."
+    named = [list(one.columns) for one in tables if isinstance(one, pd.DataFrame)]
+    for names in named[1:]:
+        if names != named[0]:
+            raise InputError(f'The columns are {", ".join(map(str, named[0][:3]))} ... and '
+                             f'{", ".join(map(str, names[:3]))} ...: give the same findings.')
+    if named: return named[0]
+    if np.shape(tables[0])[-1:] == (len(FINDINGS),): return list(FINDINGS)
+    raise InputError(f'Arrays of shape {np.shape(tables[0])} do not name their findings: give '
+                     'DataFrames with a column for each.')
 
 # %% ../../nbs/3_measures/01_metrics.ipynb #6907bd6e
 def per_finding(
     metric, # called with the known targets and probabilities of one finding, both (m,)
-    targets:np.ndarray, # (n, 14) of 0 and 1; NaN where unknown
-    probabilities:np.ndarray, # (n, 14)
+    targets:np.ndarray, # (n, findings) of 0 and 1; NaN where unknown
+    probabilities:np.ndarray, # (n, findings)
 ) -> pd.Series: # one value per finding; NaN where it has no positives or no negatives
-    "Compute a metric of each finding."
-    values = {}
-    columns = zip(FINDINGS, np.asarray(targets).T, np.asarray(probabilities).T, strict=True)
+    "Compute a metric of each finding. Raises `InputError` if findings have no names."
+    values, names = {}, _names_of(targets, probabilities)
+    columns = zip(names, np.asarray(targets).T, np.asarray(probabilities).T, strict=True)
     for finding, target, probability in columns:
         known = ~np.isnan(target)
         both = len(np.unique(target[known])) == 2
@@ -37,7 +53,7 @@ def undefined_findings(
     targets:np.ndarray, # (n, 14); NaN where unknown
 ) -> dict: # finding -> reason
     "Name the findings that these images cannot score."
-    columns = zip(FINDINGS, np.asarray(targets).T)
+    columns = zip(_names_of(targets), np.asarray(targets).T)
     kinds = {finding: ((y == 0).any(), (y == 1).any()) for finding, y in columns}
     return {finding: _WHY[kind] for finding, kind in kinds.items() if kind in _WHY}
 
@@ -104,11 +120,12 @@ def _metric_table(
     thresholds:np.ndarray, # (14,), as from `choose_thresholds` on validation images
 ) -> pd.DataFrame: # one row per finding, then the averages; one column per metric
     "Compute every metric of every finding and their averages."
+    names = _names_of(targets, probabilities)
     targets, p = np.asarray(targets), np.asarray(probabilities)
-    known, columns = ~np.isnan(targets), {}
+    known, columns, named = ~np.isnan(targets), {}, pd.DataFrame(targets, columns=names)
     for metrics, scores in [(_RANKING, p), (_AT_THRESHOLD, p >= thresholds), (_MORE, p)]:
         for name, metric in metrics.items():
-            column = per_finding(metric, targets, scores)
+            column = per_finding(metric, named, scores)
             pooled = metric(targets[known], scores[known])
             columns[name] = pd.concat([column, _average(column, targets, pooled)])
     return pd.DataFrame(columns)

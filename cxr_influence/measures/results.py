@@ -13,12 +13,11 @@ import numpy as np
 import pandas as pd
 
 from ..data.files import InputError, _write_whole
-from ..data.labels import FINDINGS
 from .calibration import calibration_error, pooled_calibration_error
 from .intervals import (_draw_intervals, bootstrap_auroc,
                                               percentile_interval)
-from .metrics import (_average, _metric_table, per_finding,
-                                            undefined_findings)
+from cxr_influence.measures.metrics import (_average, _metric_table, _names_of, per_finding,
+    undefined_findings)
 
 # %% ../../nbs/3_measures/04_results.ipynb #6ea34df9
 _AVERAGES = ['macro', 'micro', 'weighted']
@@ -28,10 +27,11 @@ def _resampled_auroc(
     probabilities:np.ndarray, # (n, 14)
     patients:np.ndarray, # (n,)
     resamples:int,
-) -> np.ndarray: # (resamples, 17)
+) -> np.ndarray: # (resamples, findings + 3)
     "Resample the AUROC of every finding and of their averages."
-    samples = bootstrap_auroc(targets, probabilities, patients, resamples)
-    pairs = np.repeat(patients, len(FINDINGS)) # of image and finding
+    names = range(targets.shape[1])
+    samples = bootstrap_auroc(targets, probabilities, patients, resamples, names=names)
+    pairs = np.repeat(patients, len(names)) # of image and finding
     flat = targets.reshape(-1, 1), probabilities.reshape(-1, 1)
     micro = bootstrap_auroc(*flat, pairs, resamples, names=['micro'])
     weights = np.nansum(targets, axis=0) * samples.notna()
@@ -41,9 +41,9 @@ def _resampled_auroc(
 
 # %% ../../nbs/3_measures/04_results.ipynb #f0ef30f9
 def _check_shapes(targets:np.ndarray, probabilities:np.ndarray) -> None:
-    if targets.shape != probabilities.shape or targets.shape[1:] != (len(FINDINGS),):
+    if targets.shape != probabilities.shape or targets.ndim != 2:
         raise InputError(f'Targets have shape {targets.shape} and probabilities '
-                         f'{probabilities.shape}: give (n, {len(FINDINGS)}) of both.')
+                         f'{probabilities.shape}: give (n, findings) of both.')
     if np.isnan(probabilities).any():
         raise InputError("The model's probabilities contain NaN: its training diverged.")
 
@@ -58,17 +58,18 @@ def evaluate(
     "All metrics, AUROC with its interval over patients. Raises `InputError` on shapes and NaN."
     y, p = np.asarray(targets), np.asarray(probabilities)
     _check_shapes(y, p)
-    table = _metric_table(y, p, thresholds)
+    named = pd.DataFrame(y, columns=_names_of(targets, probabilities))
+    table = _metric_table(named, p, thresholds)
     low, high = percentile_interval(_resampled_auroc(y, p, patients, resamples))
     scored = table.auroc.notna()
     table.insert(1, 'auroc_low', np.where(scored, low, np.nan))
     table.insert(2, 'auroc_high', np.where(scored, high, np.nan))
-    errors = per_finding(calibration_error, y, p)
+    errors = per_finding(calibration_error, named, p)
     table['ece'] = pd.concat([errors, _average(errors, y, pooled_calibration_error(y, p))])
     positives = np.nansum(y, axis=0).astype(int)
     table.insert(0, 'images', [*(~np.isnan(y)).sum(0), *[len(y)] * 3])
     table.insert(1, 'positives', [*positives, *[positives.sum()] * 3])
-    table.attrs['undefined_findings'] = undefined_findings(y)
+    table.attrs['undefined_findings'] = undefined_findings(named)
     return table.rename_axis('finding')
 
 # %% ../../nbs/3_measures/04_results.ipynb #3f7ae9df

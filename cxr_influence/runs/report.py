@@ -230,7 +230,7 @@ def _extremes(values:pd.Series, what:str) -> str: # the ends of a series, in wor
 def _test_results(run:_Run) -> list: # sections
     "Show the test results by finding."
     table = _results(run)
-    macro, findings = table.loc['macro'], table[table.index.isin(FINDINGS)]
+    macro, findings = table.loc['macro'], table.drop(index=['macro', 'micro', 'weighted'], errors='ignore')
     shown = show_results(table).rename(columns={'n': 'images', 'sens.': 'sensitivity'})
     shown.index = pd.Index(map(_plain, shown.index), name='finding')
     ends = _extremes(findings.auroc, 'AUROC')
@@ -338,7 +338,7 @@ def _suspects(scores:pd.DataFrame, n:int) -> pd.DataFrame: # index: image; highe
 
 def _label(data, name:str) -> str: # of an image, in words
     if data is None or name not in data.frame.index: return 'label not at hand'
-    return decode_labels(data.frame.loc[name, list(FINDINGS)]).replace('|', ', ') \
+    return decode_labels(data.frame.loc[name, data.findings], data.findings).replace('|', ', ') \
         .replace('_', ' ')
 
 # %% ../../nbs/8_runs/04_report.ipynb #rp037
@@ -544,7 +544,7 @@ def _notebook_sections(run:_Run) -> list: # sections
 def _classifier_verdict(run:_Run) -> list: # sentences
     table = _results(run)
     macro = table.loc['macro']
-    findings = table[table.index.isin(FINDINGS)].dropna(subset=['auroc_low'])
+    findings = table.drop(index=['macro', 'micro', 'weighted'], errors='ignore').dropna(subset=['auroc_low'])
     chance = (findings.auroc_low <= .5).sum()
     named = f' ({run.label})' if run.label else ''
     return [f'**Classifier{named}.** Macro AUROC '

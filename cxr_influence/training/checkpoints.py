@@ -19,9 +19,9 @@ from torch import nn
 
 from ..data.files import (DamagedFile, InputError, _check, _checksum,
     _checksum_path, _write_whole)
-from ..data.labels import FINDINGS
 from .losses import FocalLoss
 from .networks import _load_state, make_model
+from ..data.labels import _check_findings
 
 # %% ../../nbs/4_training/04_checkpoints.ipynb #rec1pe01
 class Recipe(NamedTuple):
@@ -91,8 +91,7 @@ def _check_facts(path:Path, facts:dict) -> None:
         if not isinstance(facts[name], kind) or isinstance(facts[name], bool):
             raise InputError(f'{path} states {name} as {facts[name]!r:.60}: '
                              f'give {getattr(kind, "__name__", kind)}.')
-    if tuple(facts['findings']) != FINDINGS:
-        raise InputError(f'{path} is of a model of other findings ({facts["findings"]}).')
+    _check_findings(facts['findings'], f'{path}: ')
 
 # %% ../../nbs/4_training/04_checkpoints.ipynb #cksum003
 class Checkpoint:
@@ -210,7 +209,9 @@ def model(self:Checkpoint,
     averaged:bool=False, # the average, if the run kept one
 ) -> nn.Module: # in evaluation mode, on the CPU
     "Make the model with these weights. Raises `InputError` if they do not fit the backbone."
-    model = make_model(self.facts['backbone'], image_size=self.facts['image_size'])
+    facts = self.facts
+    model = make_model(facts['backbone'], image_size=facts['image_size'],
+                       findings=facts['findings'])
     kept = averaged and 'average.safetensors' in self._files()
     name = 'average.safetensors' if kept else 'model.safetensors'
     _load_state(model, self._tensors(name), str(self.folder / name))
@@ -256,6 +257,16 @@ def list_checkpoints(
                          f'`cxr_baseline --checkpoints {folder}`.')
     _check_one_run(found)
     return sorted(found, key=lambda checkpoint: checkpoint.facts['epoch'])
+
+# %% ../../nbs/4_training/04_checkpoints.ipynb #any052856
+def _check_same_findings(checkpoint:Checkpoint, data) -> None:
+    "Raise `InputError` unless a model's findings are the data's, in their order."
+    theirs, ours = checkpoint.facts['findings'], data.findings
+    if theirs == ours: return
+    def first(names): return ', '.join(names[:3]) + ', ...' * (len(names) > 3)
+    raise InputError(f'{checkpoint.folder} is of a model of other findings ({len(theirs)}: '
+                     f'{first(theirs)}) than the data ({len(ours)}: {first(ours)}): give data '
+                     "of the model's findings, in its order.")
 
 # %% ../../nbs/4_training/04_checkpoints.ipynb #a4564cc4
 _SETTINGS = {*Recipe._fields, 'peak_learning_rate', 'seed', 'image_size', 'findings', 'data',

@@ -13,11 +13,10 @@ import pandas as pd
 
 from ..data.batches import Data
 from ..data.files import InputError
-from ..data.labels import FINDINGS
 from ..measures.calibration import Platt, fit_platt, held_out_scaling
 from ..measures.metrics import choose_thresholds
 from ..measures.results import evaluate
-from .checkpoints import Checkpoint
+from .checkpoints import Checkpoint, _check_same_findings
 from .loop import predict
 from .networks import best_device
 
@@ -44,8 +43,8 @@ def _predict_split(
         raise InputError(f'No image has the split {split}: '
                          'give data with validation and test images.')
     frame = data.frame.iloc[rows]
-    logits = pd.DataFrame(predict(model, data, rows).numpy(), frame.index, list(FINDINGS))
-    return frame[list(FINDINGS)].to_numpy('float32'), logits, frame.patient.to_numpy()
+    logits = pd.DataFrame(predict(model, data, rows).numpy(), frame.index, data.findings)
+    return frame[data.findings].astype('float32'), logits, frame.patient.to_numpy()
 
 # %% ../../nbs/4_training/07_evaluation.ipynb #ebcda97b
 def evaluate_checkpoint(
@@ -54,12 +53,13 @@ def evaluate_checkpoint(
     device=None, # None: the best there is
 ) -> Evaluation:
     "Evaluate on the test images; scaling and thresholds are fitted on the validation images."
+    _check_same_findings(checkpoint, data)
     model = checkpoint.model(averaged=True).to(device or best_device())
     known, chosen_on, clusters = _predict_split(model, data, 'validation')
     platt = fit_platt(known, chosen_on)
     targets, logits, patients = _predict_split(model, data, 'test')
     tables = []
-    for scale in [Platt(np.ones(14), np.zeros(14)), platt]:
+    for scale in [Platt(np.ones_like(platt.slope), np.zeros_like(platt.slope)), platt]:
         thresholds = choose_thresholds(known, scale(chosen_on))
         tables.append(evaluate(targets, scale(logits), thresholds, patients))
     scaled = pd.DataFrame(platt(logits), logits.index, logits.columns)

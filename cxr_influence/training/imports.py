@@ -14,11 +14,11 @@ from torch import nn
 
 from ..data.batches import MEAN, STD, Data
 from ..data.files import InputError
-from ..data.labels import FINDINGS
 from cxr_influence.training.checkpoints import (Checkpoint, _differences, _state_files,
     save_checkpoint)
-from .losses import LOSSES, FocalLoss, training_loss
+from .losses import FocalLoss, LOSSES, _sized, training_loss
 from .networks import _plain, make_model
+from .model_card import _count
 
 # %% ../../nbs/4_training/10_imports.ipynb #83860e27
 _NEEDED = {
@@ -50,19 +50,19 @@ def _check_import(given:dict, epoch, known:dict) -> None:
 
 # %% ../../nbs/4_training/10_imports.ipynb #fbd0914e
 def _import_model(weights, backbone:str, data:Data, outputs) -> nn.Module:
-    "Make the model of a file that has all fourteen findings. Raises `InputError`."
+    "Make the model of a file that has all findings of the data. Raises `InputError`."
     if str(weights) in ('random', 'imagenet'):
         raise InputError(f'weights is {weights}: give the file of the trained model.')
     if outputs is not None:
-        model = make_model(backbone, weights, 0, data.store.size, outputs)
-        absent = [one for one in FINDINGS if _plain(one) not in map(_plain, outputs)]
+        model = make_model(backbone, weights, 0, data.store.size, outputs, data.findings)
+        absent = [one for one in data.findings if _plain(one) not in map(_plain, outputs)]
         if absent: raise InputError(f'outputs lacks {", ".join(absent)}: a model without them '
                                     'cannot be scored on these findings.')
         return model
-    model = make_model(backbone, weights, image_size=data.store.size)
+    model = make_model(backbone, weights, image_size=data.store.size, findings=data.findings)
     if head := model.weights_facts.get('head'):
-        raise InputError(f'{weights} does not end in the fourteen findings ({head}): name its '
-                         'outputs in their order, outputs=[...].')
+        raise InputError(f'{weights} does not end in the {_count(data.findings)} findings '
+                         f'({head}): name its outputs in their order, outputs=[...].')
     return model
 
 # %% ../../nbs/4_training/10_imports.ipynb #714006c6
@@ -70,7 +70,7 @@ def _import_facts(out:Path, data:Data, facts:dict) -> dict: # JSON
     "Complete an import's facts. Raises `InputError` if the folder is of another run."
     others = [Checkpoint(path.parent) for path in _state_files(out, 'checkpoint.json')]
     facts = {'step': None} | facts | dict(
-        image_size=data.store.size, findings=list(FINDINGS), data=data.fingerprint,
+        image_size=data.store.size, findings=data.findings, data=data.fingerprint,
         root=data.root, reading=data.frame.attrs.get('reading', {}), normalisation=[MEAN, STD],
         run=others[0].facts.get('run') if others else uuid.uuid4().hex[:12])
     for other in others:
@@ -96,6 +96,7 @@ def import_checkpoint(
     given = dict(backbone=backbone, loss=loss, learning_rate=learning_rate, data=data, out=out)
     _check_import(given, epoch, known)
     if isinstance(loss, str): loss = training_loss(loss, data.frame)
+    loss = _sized(loss, data.findings)
     model = _import_model(weights, backbone, data, known.pop('outputs', None))
     facts = _import_facts(Path(out), data, known | dict(
         epoch=epoch, learning_rate=float(learning_rate), loss=loss.settings(),

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data.batches import MEAN, STD, Data, batches
-from ..data.labels import FINDINGS
 from ..measures.metrics import per_finding
 from .checkpoints import _PRECISIONS, Recipe, _recipe_facts
 from .distributed import Processes, _share_batchnorm
-from .losses import FocalLoss, training_loss
+from .losses import FocalLoss, _sized, training_loss
 from .networks import make_model
 
 # %% ../../nbs/4_training/05_loop.ipynb #8ce6f00a
@@ -30,7 +29,7 @@ def predict(
     data:Data,
     rows, # (n,) row numbers
     batch_size:int=128,
-) -> Tensor: # (n, 14) logits, on the CPU
+) -> Tensor: # (n, findings) logits, on the CPU
     "Compute the rows' logits on the model's device; its mode stays as it was."
     mode, device = model.training, next(model.parameters()).device
     images = (x for x, _, _ in batches(data, rows, batch_size, device))
@@ -46,11 +45,12 @@ def _run_settings(
 ) -> dict: # JSON
     "Write out all settings that decide the result of a run."
     half = 'bf16' if _has_bf16(device) else 'no'
-    recipe = recipe._replace(loss=recipe.loss or training_loss('focal', data.frame),
+    loss = _sized(recipe.loss or training_loss('focal', data.frame), data.findings)
+    recipe = recipe._replace(loss=loss,
                              mixed_precision=recipe.mixed_precision or half)
     return _recipe_facts(recipe) | dict(
         seed=int(seed), image_size=data.store.size, data=data.fingerprint,
-        normalisation=[MEAN, STD], findings=list(FINDINGS))
+        normalisation=[MEAN, STD], findings=data.findings)
 
 def _has_bf16(device:torch.device) -> bool: # in hardware
     return device.type == 'cuda' and torch.cuda.is_bf16_supported(False)
@@ -82,7 +82,8 @@ class _Training:
         parts = np.array_split(self.rows, -(-len(self.rows) // run['batch_size']))
         self.sizes = [len(part) for part in parts] # of an epoch's batches
         weights = initial or run['weights']
-        self.model = make_model(run['backbone'], weights, run['seed'], data.store.size)
+        self.model = make_model(run['backbone'], weights, run['seed'], data.store.size,
+                                findings=run['findings'])
         self.model.to(device, memory_format=torch.channels_last)
         self.averaged = _average(self.model, run['ema'])
         decay = run['weight_decay']
@@ -178,8 +179,9 @@ def _validate(self:_Training) -> dict: # `validation_loss`, `validation_auroc`
     mine = np.array_split(rows, processes.count)[processes.index]
     logits = processes.gather(predict(self.predictor, self.data, mine).tolist())
     logits = torch.tensor(np.array(logits, 'float32'))
-    targets = self.data.frame[list(FINDINGS)].to_numpy('float32')[rows]
+    targets = self.data.frame[self.data.findings].iloc[rows].astype('float32')
     device = processes.device
-    value = self.loss(logits.to(device), torch.tensor(targets).to(device)).sum(1).mean()
+    known = torch.tensor(np.array(targets, order='C')).to(device)
+    value = self.loss(logits.to(device), known).sum(1).mean()
     auroc = per_finding(roc_auc_score, targets, logits.numpy()).mean()
     return {'validation_loss': float(value), 'validation_auroc': float(auroc)}

@@ -6,12 +6,13 @@
 __all__ = ['LOSSES', 'focal_loss', 'class_weights', 'FocalLoss', 'training_loss']
 
 # %% ../../nbs/4_training/01_losses.ipynb #253131fa
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.labels import FINDINGS
+from ..data.labels import FINDINGS, findings_of
 from ..data.files import InputError
 
 # %% ../../nbs/4_training/01_losses.ipynb #77e5de8e
@@ -58,18 +59,19 @@ class FocalLoss(nn.Module):
     def __init__(self,
         gamma:float=2., # 0: binary cross-entropy
         label_smoothing:float=.05,
-        class_weights=None, # (14,), or None for equal weights
+        class_weights=None, # (findings,), or None for equal weights
     ):
         super().__init__()
         if gamma < 0: raise InputError(f'gamma is {gamma}: give 0 (cross-entropy) or more.')
         if not 0 <= label_smoothing < 1:
             raise InputError(f'label_smoothing is {label_smoothing}: give 0 to below 1.')
         self.gamma, self.label_smoothing = gamma, label_smoothing
+        self._equal = class_weights is None # for any number of findings
         if class_weights is None: class_weights = torch.ones(len(FINDINGS))
         self.register_buffer('class_weights', torch.as_tensor(class_weights).float())
 
-    def forward(self, logits:Tensor, targets:Tensor) -> Tensor: # (n, 14), (n, 14) -> (n, 14)
-        weights = self.class_weights.to(logits)
+    def forward(self, logits:Tensor, targets:Tensor) -> Tensor: # all (n, findings)
+        weights = None if self._equal else self.class_weights.to(logits)
         return focal_loss(logits, targets, self.gamma, self.label_smoothing, weights)
 
     def settings(self) -> dict: # keyword arguments that make the same loss again
@@ -77,6 +79,16 @@ class FocalLoss(nn.Module):
                     class_weights=self.class_weights.tolist())
 
     def extra_repr(self): return f'gamma={self.gamma}, label_smoothing={self.label_smoothing}'
+
+# %% ../../nbs/4_training/01_losses.ipynb #any106768
+def _sized(loss:FocalLoss, findings:list) -> FocalLoss: # with a class weight for each finding
+    "Fit equal class weights to findings. Raises `InputError` if weights are of others."
+    if len(loss.class_weights) == len(findings): return loss
+    if not (loss.class_weights == 1).all():
+        raise InputError(f'The loss has {len(loss.class_weights)} class weights, and the data '
+                         f'{len(findings)} findings ({", ".join(findings[:3])}): give one for '
+                         "each, as training_loss('focal', data.frame) does.")
+    return FocalLoss(loss.gamma, loss.label_smoothing, torch.ones(len(findings)))
 
 # %% ../../nbs/4_training/01_losses.ipynb #08802c62
 LOSSES = {'focal': dict(gamma=2., label_smoothing=.05),
@@ -90,6 +102,8 @@ def training_loss(
     "Make a loss by name, with the class weights of the training images. Raises `InputError`."
     if name not in LOSSES:
         raise InputError(f'Unknown loss {name!r}: use one of {", ".join(LOSSES)}.')
-    train = frame.loc[frame.split == 'train', list(FINDINGS)].to_numpy('float32')
-    weights = None if name == 'bce' else class_weights(torch.tensor(train))
+    train = frame.loc[frame.split == 'train', findings_of(frame)]
+    train = np.ascontiguousarray(train, 'float32')
+    equal = torch.ones(train.shape[1])
+    weights = equal if name == 'bce' else class_weights(torch.tensor(train))
     return FocalLoss(**LOSSES[name], class_weights=weights)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..data.batches import Data
 from ..data.files import InputError, _write_whole
-from ..data.labels import FINDINGS
+from ..data.labels import FINDINGS, findings_of
 from ..data.splits import check_splits, describe_splits
 
 # %% ../../nbs/4_training/09_model_card.ipynb #7d97c87f
@@ -82,11 +82,17 @@ _FEW = {'train': 'they can hardly be learned',
         'test': 'their scores are uncertain'}
 
 def _name_all(
-    names, # of findings
+    names, # of some findings
+    findings, # all of them
 ) -> str:
     "Write names in their order, short if they are all."
-    if len(names) == len(FINDINGS): return 'all fourteen findings'
-    return ', '.join(name for name in FINDINGS if name in names)
+    if len(names) == len(findings) > 1: return f'all {_count(findings)} findings'
+    return ', '.join(name for name in findings if name in names)
+
+def _count(findings) -> str: return 'fourteen' if len(findings) == 14 else str(len(findings))
+
+def _findings_in(table:pd.DataFrame) -> list: # of the model that has these results
+    return list(table.attrs.get('findings', FINDINGS))
 
 def _split_warnings(
     frame:pd.DataFrame, # of one split
@@ -95,10 +101,11 @@ def _split_warnings(
     "Warn of few images and of few positives."
     found, least = [], _LIMITS.get(f'{split}_images', 0)
     if len(frame) < least: found.append(f'Few {split} images: {len(frame):,}, below {least:,}.')
-    counts = frame[list(FINDINGS)].sum()
+    findings = findings_of(frame)
+    counts = frame[findings].sum()
     if (few := counts.index[counts < _LIMITS['positives']]).size:
         found.append(f'Fewer than {_LIMITS["positives"]} {split} positives of '
-                     f'{_name_all(few)}: {_FEW[split]}.')
+                     f'{_name_all(few, findings)}: {_FEW[split]}.')
     return found
 
 # %% ../../nbs/4_training/09_model_card.ipynb #a7f27497
@@ -122,15 +129,16 @@ def _score_warnings(
     table:pd.DataFrame, # as from `evaluate`
 ) -> list: # of sentences
     "Warn of missing scores, wide intervals and bad calibration."
-    rows, found = table.reindex(list(FINDINGS)), []
-    if out := _missing_findings(table):
+    findings, found = _findings_in(table), []
+    rows = table.reindex(findings)
+    if out := _missing_findings(table, findings):
         found.append(f'No score of {", ".join(out)}: '
-                     f'means are over the other {len(FINDINGS) - len(out)} findings.')
+                     f'means are over the other {len(findings) - len(out)} findings.')
     if 'auroc_low' in table:
         wide = rows.index[rows.auroc_high - rows.auroc_low > _LIMITS['width']]
         if len(wide):
             found.append(f'Intervals of AUROC wider than {_LIMITS["width"]}: '
-                         f'{_name_all(wide)}.')
+                         f'{_name_all(wide, findings)}.')
     else: found.append('No intervals: the scores may be chance.')
     if 'ece' not in table:
         found.append('Calibration was not measured: do not read the outputs as probabilities.')
@@ -142,10 +150,11 @@ def _score_warnings(
 # %% ../../nbs/4_training/09_model_card.ipynb #d890dcc9
 def _missing_findings(
     table:pd.DataFrame, # as from `evaluate`
+    findings:list, # of the model
 ) -> list:
     "List the findings without a score."
     undefined = table.attrs.get('undefined_findings', {})
-    return [name for name in FINDINGS
+    return [name for name in findings
             if name not in table.index or np.isnan(table.auroc[name]) or name in undefined]
 
 def _result_warnings(
@@ -196,7 +205,8 @@ def _failures(
     table:pd.DataFrame,
 ) -> str:
     "Name the weakest findings, and those that are not distinguishable from chance."
-    rows = table.reindex(list(FINDINGS)).dropna(subset=['auroc'])
+    findings = _findings_in(table)
+    rows = table.reindex(findings).dropna(subset=['auroc'])
     weakest = [f'{name} {value:.3f}' for name, value in rows.auroc.nsmallest(3).items()]
     lines = [f'Lowest AUROC: {", ".join(weakest)}.']
     if 'auroc_low' in rows:
@@ -204,8 +214,8 @@ def _failures(
         chance = rows.index[~(rows.auroc_low > .5)].difference(worse)
         if len(chance):
             lines.append('Not distinguishable from chance, by their intervals: '
-                         f'{_name_all(chance)}.')
-        if len(worse): lines.append(f'Worse than chance: {_name_all(worse)}.')
+                         f'{_name_all(chance, findings)}.')
+        if len(worse): lines.append(f'Worse than chance: {_name_all(worse, findings)}.')
     return ' '.join(lines)
 
 # %% ../../nbs/4_training/09_model_card.ipynb #1f5265c9
@@ -268,11 +278,12 @@ def _describe_training(facts:dict) -> dict: # heading -> Markdown
     weights = loss.pop('class_weights', None)
     if weights is not None:
         equal = set(weights) == {1.}
-        loss['class weights'] = 'all 1' if equal else dict(zip(FINDINGS, weights))
+        named = zip(facts.get('findings', FINDINGS), weights)
+        loss['class weights'] = 'all 1' if equal else dict(named)
     model = {'backbone': facts['backbone'], 'input': f'{size} x {size} grey pixels',
              'mean and deviation of the input': facts.get('normalisation'),
              'initial weights': facts.get('weights_facts') or facts.get('weights'),
-             'output': f'{len(FINDINGS)} independent findings'}
+             'output': f'{len(facts.get("findings", FINDINGS))} independent findings'}
     losses = {f'loss, {name}': value for name, value in loss.items()}
     rest = {name: value for name, value in facts.items() if name not in _SHOWN}
     training = {'loss': _loss_name(facts['loss']), **losses, **rest}
@@ -289,7 +300,7 @@ def _describe_results(
     same = data and 'images' in table and table.images.max() == len(data.test)
     tested = 'Internal: the test images of the same data' if same else \
              'Which images were tested: not stated'
-    ece = _text(table.reindex(list(FINDINGS)).ece.mean()) if 'ece' in table else None
+    ece = _text(table.reindex(_findings_in(table)).ece.mean()) if 'ece' in table else None
     again = {'fingerprint of the data': facts['data'], 'seed': facts.get('seed'),
              'weight decay': facts.get('weight_decay'), 'versions': facts.get('versions'),
              'device': facts.get('device')}
@@ -310,10 +321,10 @@ def _describe_results(
 _SAME_FOR_ALL = {
     'Intended use': 'Research on methods: learning from noisy labels, data valuation, '
                     'calibration. Out of scope: diagnosis, triage, screening, and findings '
-                    'other than the fourteen.',
+                    'other than those below.',
     'Limitations': 'One label set, one way of measuring; frontal images only. Another '
                    'hospital, scanner or population: not stated. Shortcuts (drains, view, '
-                   'markers) were not ruled out. *No finding* means none of the fourteen.',
+                   'markers) were not ruled out. *No finding* means none of those below.',
     'Ethical notes': 'A model can recognise sex, age and view, and serve some patients worse '
                      'than others: look at the slices before any claim. Do not try to identify '
                      "people. Consent and approval for the images are their provider's; for "
@@ -335,7 +346,7 @@ def _check_card(facts:dict, table:pd.DataFrame, data:Data|None, added:dict) -> N
     if missing:
         raise InputError(f'The facts lack {", ".join(missing)}: '
                          'give those of a checkpoint, its checkpoint.json.')
-    if 'auroc' not in table or not set(FINDINGS) & set(table.index):
+    if 'auroc' not in table or not set(_findings_in(table)) & set(table.index):
         raise InputError('The table has no column auroc with findings as its index: '
                          'give the one from evaluate.')
     if data and not data.matches(facts['data']):
@@ -356,6 +367,8 @@ def write_model_card(
     seeds:int=1, # trained models behind the table
 ) -> Path: # of the file
     "Write a checkpoint's model card, whole or not at all. Raises `InputError`."
+    table = table.copy()
+    table.attrs['findings'] = facts.get('findings', FINDINGS)
     _check_card(facts, table, data, added)
     doubts = _data_warnings(facts, data) + _result_warnings(facts, table, seeds)
     warnings = '\n'.join(f'* {line}' for line in doubts) or 'None of the rules applies.'

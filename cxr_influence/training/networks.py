@@ -57,14 +57,15 @@ def list_backbones() -> list: # names
 def _make_network(
     backbone:str,
     image_size:int|None=None, # of a vision transformer; its own where not given
-) -> nn.Module: # with a head of fourteen outputs
+    outputs:int=len(FINDINGS),
+) -> nn.Module:
     "Make a network as it is before training. Raises `InputError` on an unknown name."
     if backbone not in list_backbones():
         raise InputError(f'Unknown backbone {backbone!r}: use densenet_small, densenet121, or '
                          'another of cxr_influence.training.networks.list_backbones().')
-    if backbone == 'densenet_small': return _replace_head(_densenet_small())
+    if backbone == 'densenet_small': return _replace_head(_densenet_small(), outputs)
     sized = {'image_size': image_size} if image_size and backbone.startswith('vit_') else {}
-    return _replace_head(torchvision.models.get_model(backbone, **sized))
+    return _replace_head(torchvision.models.get_model(backbone, **sized), outputs)
 
 # %% ../../nbs/4_training/02_networks.ipynb #9c4b6bcb
 def _check_image_size(
@@ -319,6 +320,7 @@ def _imagenet_weights(
 def _xrv_weights(
     name:str, # such as `densenet121-res224-nih`
     head:nn.Linear, # of the new network: findings without an output there keep its row
+    findings=FINDINGS, # the new network's outputs
 ) -> tuple: # dictionaries of tensors, and facts
     "Take over a DenseNet-121 of torchxrayvision (Cohen et al. 2022). Raises `InputError`."
     theirs = _load_xrv(name)
@@ -328,7 +330,7 @@ def _xrv_weights(
     mean = state['features.norm0.running_mean']
     state['features.norm0.running_mean'] = mean - shift * first.sum((1, 2, 3))
     weight, bias = head.weight.detach().clone(), head.bias.detach().clone()
-    for row, finding in enumerate(FINDINGS):
+    for row, finding in enumerate(findings):
         if finding in theirs.targets:
             place = theirs.targets.index(finding)
             weight[row] = theirs.classifier.weight[place].detach()
@@ -354,14 +356,15 @@ def _load_xrv(name:str) -> nn.Module:
 def _pick_outputs(
     state:dict, # name in the file -> tensor; its head is changed
     outputs, # what the file's outputs are, in their order
-    model:nn.Module, # with a head of the fourteen findings
+    model:nn.Module, # with a head of the findings
     source:str,
+    findings=FINDINGS, # the model's outputs
 ) -> dict: # same names
     "Take each finding's row of a head; a finding it lacks keeps the new network's row."
     own, head = model.state_dict(), _head_name(model)
     found, names = _translate(state, own, head, source), [_plain(one) for one in outputs]
     if len(set(names)) < len(names): raise InputError('outputs has a name twice.')
-    rows = {row: names.index(_plain(finding)) for row, finding in enumerate(FINDINGS)
+    rows = {row: names.index(_plain(finding)) for row, finding in enumerate(findings)
             if _plain(finding) in names}
     for end in ['weight', 'bias']:
         name, here = found.get(f'{head}.{end}'), own[f'{head}.{end}'].clone()
@@ -375,15 +378,18 @@ def _pick_outputs(
 def _plain(name:str) -> str: return re.sub(r'[\W_]+', '', str(name)).lower()
 
 # %% ../../nbs/4_training/02_networks.ipynb #cc8a87a0
-def _find_weights(model:nn.Module, backbone:str, weights:str, image_size, outputs) -> tuple:
+def _find_weights(
+    model:nn.Module, backbone:str, weights:str, image_size, outputs, findings=FINDINGS,
+) -> tuple:
     "Fetch or read weights and match them: the `_Match`, and facts. Raises `InputError`."
     if weights.startswith('xrv:') and backbone != 'densenet121':
         raise InputError(f'weights={weights} are of densenet121: use that backbone.')
     if weights == 'imagenet': found, facts = _imagenet_weights(backbone)
-    elif weights.startswith('xrv:'): found, facts = _xrv_weights(weights[4:], model.classifier)
+    elif weights.startswith('xrv:'): 
+        found, facts = _xrv_weights(weights[4:], model.classifier, findings)
     else: found, facts = _file_weights(weights, backbone)
     if outputs is not None:
-        found = {place: _pick_outputs(state, outputs, model, weights)
+        found = {place: _pick_outputs(state, outputs, model, weights, findings)
                  for place, state in found.items() if len(state) > 10}
         facts['outputs'] = [str(name) for name in outputs]
     matched = _best_match(model, found, weights, image_size)
@@ -406,15 +412,17 @@ def make_model(
     seed:int=0, # of random weights
     image_size:int|None=None, # checked if given; a vision transformer is made for it
     outputs=None, # what the outputs in a file of weights are, in their order
-) -> nn.Module: # (b, 3, size, size) -> (b, 14) logits; with `weights_facts`
-    "Make a classifier of the fourteen findings. Raises `InputError`."
+    findings=FINDINGS, # the outputs of the model
+) -> nn.Module: # (b, 3, size, size) -> (b, findings) logits; with `weights_facts`
+    "Make a classifier of findings. Raises `InputError`."
     if image_size: _check_image_size(backbone, image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _make_network(backbone, image_size)
+        model = _make_network(backbone, image_size, len(findings))
     model.weights_facts = {'source': 'random', 'seed': seed}
     if str(weights) == 'random': return model
-    matched, facts = _find_weights(model, backbone, str(weights), image_size, outputs)
+    given = str(weights), image_size, outputs, findings
+    matched, facts = _find_weights(model, backbone, *given)
     model.load_state_dict(model.state_dict() | matched.tensors)
     model.weights_facts = facts
     return model

@@ -21,13 +21,13 @@ from tqdm import tqdm
 
 from ..data.batches import Data
 from ..data.files import DamagedFile, InputError, _warn, _write_whole, _writing
-from ..data.labels import FINDINGS
 from ..data.splits import check_splits
 from .checkpoints import (Checkpoint, Recipe, _check_one_run,
     _check_recipe, _removed, _state_files, list_checkpoints, save_checkpoint)
 from .distributed import Processes, join_processes
 from .loop import _run_settings, _Training
 from .networks import _load_state
+from ..data.labels import findings_of
 
 # %% ../../nbs/4_training/06_resume.ipynb #090bf81d
 @patch
@@ -318,7 +318,7 @@ def _check_settings(
 
 def _check_labels(frame:pd.DataFrame) -> None:
     "Raise `InputError` if no label of a split is known."
-    known = frame[list(FINDINGS)].notna().any(axis=1)
+    known = frame[findings_of(frame)].notna().any(axis=1)
     for split in ['train', 'validation', 'test']:
         if not known[frame.split == split].any():
             raise InputError(f'No label of the {split} images is known: give labels of some, '

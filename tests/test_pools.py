@@ -1,0 +1,101 @@
+"Images that were not trained on are scored by the same formula, kept under names of their own, and refused where a score would deceive."
+import json, random
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import refused
+from test_scoring import double, near # a fixture, and a comparison in float64
+
+from cxr_influence.attribution.pools import score_images
+from cxr_influence.attribution.scoring import influence
+from cxr_influence.attribution.tracin import gradient, plain_scores
+from cxr_influence.data.batches import Data, batches, load_data
+from cxr_influence.data.labels import FINDINGS
+from cxr_influence.data.nih import read_nih
+from cxr_influence.data.store import decode
+from cxr_influence.phantom.dataset import make_phantom
+from cxr_influence.training.checkpoints import list_checkpoints
+
+@pytest.fixture(scope='module')
+def pool(tmp_path_factory):
+    "Images of another phantom each time, with labels of their own."
+    folder = tmp_path_factory.mktemp('pool')
+    root = make_phantom(folder/'phantom', n=40, size=64, seed=random.randrange(10**6))
+    frame = read_nih(root)
+    return Data(frame, decode(frame, root, 64, folder/'store'))
+
+def by_definition(checkpoints, pool, rows, data, targets):
+    "One backward pass an image and one for the targets, at each checkpoint."
+    total = 0
+    for checkpoint in list_checkpoints(checkpoints):
+        model, loss = checkpoint.model(), checkpoint.loss()
+        (x, y, _), (x_of, y_of, _) = next(batches(pool, rows, 1000)), next(batches(data, targets, 1000))
+        v = gradient(model, loss(model(x_of), y_of).sum(1).mean())
+        total = total + checkpoint.facts['learning_rate'] * plain_scores(model, loss, x, y, v)
+    return total.detach().numpy()
+
+@pytest.mark.parametrize('per_finding', [True, False])
+def test_other_images_have_the_scores_of_the_definition(data, pool, checkpoints, tmp_path, double, per_finding):
+    scores = score_images(checkpoints, pool, data, tmp_path/'pool.csv', per_finding=per_finding, device='cpu')
+    assert scores.index.tolist() == pool.frame.index.tolist()
+    near(scores.influence, by_definition(checkpoints, pool, np.arange(len(pool)), data, data.rows('validation')))
+    facts = json.loads((tmp_path/'pool.json').read_text())
+    assert facts['difference_to_definition'] < 1e-8 and facts['data'] == pool.fingerprint
+    kept = pd.read_csv(tmp_path/'pool.csv', index_col='image')
+    np.testing.assert_allclose(kept.influence, scores.influence)
+
+def test_any_targets_and_any_names(data, pool, checkpoints, tmp_path, double):
+    rows = np.random.default_rng().permutation(len(pool))[:3]
+    names = pool.frame.index[rows]
+    some = score_images(checkpoints, pool, data, tmp_path/'some.csv', names, against='test', per_finding=False, device='cpu')
+    assert some.index.equals(names.rename('image')) # in the order asked for
+    near(some.influence, by_definition(checkpoints, pool, rows, data, data.rows('test')))
+    single = score_images(checkpoints, data, pool, tmp_path/'single.csv', data.train.index[0], per_finding=False, device='cpu')
+    near(single.influence, by_definition(checkpoints, data, data.rows('train')[:1], pool, pool.rows('validation')))
+    assert single['rank'].tolist() == [1]
+
+def test_training_images_as_a_pool_have_their_own_scores(data, checkpoints, tmp_path, double):
+    whole = influence(checkpoints, data, tmp_path/'whole.csv', device='cpu')
+    again = score_images(checkpoints, data, data, tmp_path/'again.csv', data.train.index[::-1], device='cpu')
+    for column in ['influence', 'self_influence', 'loss', 'influence_Effusion']: near(again[column], whole[column][::-1])
+
+def test_nothing_of_other_images_or_targets_is_kept_as_theirs(data, pool, checkpoints, tmp_path):
+    out = tmp_path/'scores.csv'
+    def score(names=None, of=data, against='validation'):
+        return score_images(checkpoints, pool, of, out, names, against, per_finding=False, device='cpu').influence
+    fresh = lambda *given, **more: score_images(checkpoints, pool, more.pop('of', data), tmp_path/f'{random.random()}.csv', *given, per_finding=False,
+                                                device='cpu', **more).influence
+    whole = influence(checkpoints, data, out, per_finding=False, device='cpu')
+    assert score().equals(fresh())
+    first, last = pool.frame.index[:4], pool.frame.index[-4:]
+    assert score(first).equals(fresh(first)) and score(last).equals(fresh(last)) and score(first[::-1]).equals(fresh(first[::-1]))
+    assert score(first, against='test').equals(fresh(first, against='test'))
+    flipped = data.with_frame(data.frame.assign(Mass=1 - data.frame.Mass))
+    assert score(first, of=flipped).equals(fresh(first, of=flipped)) and not score(first, of=flipped).equals(score(first))
+    pd.testing.assert_frame_equal(influence(checkpoints, data, out, per_finding=False, device='cpu'), whole)
+
+def test_what_would_deceive_is_refused(data, pool, checkpoints, tmp_path, phantom):
+    out, some = tmp_path/'out.csv', pool.frame.index[:3]
+    with refused(data.validation.index[0], 'also a target image'): score_images(checkpoints, data, data, out, data.validation.index)
+    with refused('also a target image'): score_images(checkpoints, data, data, out)
+    with refused('nobody', 'no image of the pool'): score_images(checkpoints, pool, data, out, [some[0], 'nobody'])
+    with refused(some[0], 'twice'): score_images(checkpoints, pool, data, out, [some[0], some[0]])
+    with refused('names is empty'): score_images(checkpoints, pool, data, out, [])
+    with refused('No image is of split train_only'): score_images(checkpoints, pool, data, out, against='train_only')
+    unlabeled = pool.with_frame(pool.frame.assign(Mass=np.where(pool.frame.index == some[1], np.nan, pool.frame.Mass)))
+    with refused(some[1], 'not known'): score_images(checkpoints, unlabeled, data, out)
+    small = Data(pool.frame, decode(pool.frame, pool.root, 32, tmp_path/'small'))
+    with refused('at 32', 'trained at 64'): score_images(checkpoints, small, data, out)
+    with refused('at 32', 'trained at 64'): score_images(checkpoints, pool, small, out)
+    assert not out.exists() and not out.with_suffix('.checkpoints').exists() # before the work
+
+def test_a_patient_on_both_sides_is_named(data, checkpoints, tmp_path, capsys):
+    patient = data.validation.patient.iloc[0]
+    frame = data.frame.copy()
+    frame.loc[data.train.index[0], 'patient'] = patient
+    shared = data.with_frame(frame)
+    score_images(checkpoints, shared, data, tmp_path/'out.csv', data.train.index[:2], per_finding=False, device='cpu')
+    said = capsys.readouterr().err
+    assert f'Images of patient {patient} are in the pool and among the targets' in said
