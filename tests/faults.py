@@ -87,7 +87,7 @@ TIMES = {'seconds', 'images_per_second', 'modified', 'start', 'end', 'started', 
 def checksum(content): return hashlib.sha256(content if isinstance(content, bytes) else content.encode()).hexdigest()[:16]
 
 def json_facts(path):
-    return checksum(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k not in TIMES | {'sums', 'key'}}, sort_keys=True))
+    return checksum(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k not in TIMES | {'sums', 'key', 'run'}}, sort_keys=True))
 
 def table_facts(path):
     table = pd.read_parquet(path) if path.suffix == '.parquet' else pd.read_csv(path)

@@ -1,5 +1,6 @@
 "What people bring: pixels of any depth, names that are text, groups, scores of others, few images."
 import math, shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from cxr_influence.data.annotations import _join_answers
 from cxr_influence.data.batches import load_data
 from cxr_influence.data.images import read_image
 from cxr_influence.data.labels import FINDINGS
-from cxr_influence.data.nih import match_names, read_nih
+from cxr_influence.data.nih import find_files, find_images, match_names, read_nih
 from cxr_influence.data.store import decode, open_store, verify_store
 from cxr_influence.data.tables import read_dataset
 from cxr_influence.evidence.retraining import without
@@ -527,3 +528,21 @@ def test_numbers_of_numpy_and_a_batch_of_everything(data, tmp_path):
     pd.testing.assert_frame_equal(found[columns], expected[columns])
     scores = [influence(tmp_path/'a', data, tmp_path/f'{size}.csv', per_finding=False, device='cpu', batch_size=size).influence for size in (10**6, 7)]
     assert np.allclose(*scores, rtol=1e-3, atol=1e-4 * scores[0].abs().max())
+
+def test_an_image_of_another_folder_is_never_taken(tmp_path):
+    "Paths as CheXpert's: the same file names in every patient's folder."
+    names = [f'CheXpert/train/patient{number:05}/study1/view1.png' for number in (1, 2, 31)]
+    for name in names:
+        path = tmp_path/name.removeprefix('CheXpert/')
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b'')
+    def found(names, root): return {name: Path(path).parts[-3] for name, path in find_images(pd.Index(names), find_files(root), root).items()}
+    right = {name: Path(name).parts[2] for name in names}
+    assert found(names, tmp_path) == found(names, tmp_path/'train') == right # the folder CheXpert is called otherwise here
+    written = [names[0].upper(), names[1].replace('/', '\\'), names[2]]
+    assert list(found(written, tmp_path).values()) == list(right.values())
+    for name in names: # one patient's folder, and all names or another patient's
+        folder = tmp_path/'train'/Path(name).parts[2]
+        assert found(names, folder) == {} # each could be the file
+        assert all(found([other], folder) == {} for other in names if other != name)
+        assert found([name], folder) == {name: right[name]}

@@ -237,13 +237,25 @@ def find_images(
                          'keep one of them in the table.')
     return found
 
+# %% ../../nbs/1_data/03_nih.ipynb #nm18l001
 def _look_up_loosely(names:pd.Index, files:pd.Series, root) -> np.ndarray:
     "Match names with the images that no other name has found."
     files = files[files.index.str.lower().str.endswith(IMAGE_SUFFIXES)]
     if not len(files): return np.full(len(names), np.nan, object)
     below = pd.Index(files).str.slice(len(os.path.abspath(root)) + 1).str.replace(os.sep, '/')
     matched = match_names(names, below)
+    if not _may_lack_folders(matched, root): return np.full(len(names), np.nan, object)
     return pd.Series(files.to_numpy(), below).reindex(matched).to_numpy()
+
+def _may_lack_folders(matched:pd.Series, root) -> bool: # index: names; the paths below `root`
+    "Whether all names have the same folders above their paths, none beside the root's own."
+    found = matched.dropna()
+    above = {tuple(name.lower().split('/')[:-path.count('/') - 1])
+             for name, path in zip(_plain(found.index), found)}
+    def shape(name): return re.sub(r'\d+', '0', name) # patient00002 is beside patient00001
+    own = os.path.basename(os.path.abspath(root)).lower()
+    return len(above) < 2 and not any(folders and folders[-1] != own
+                                      and shape(folders[-1]) == shape(own) for folders in above)
 
 # %% ../../nbs/1_data/03_nih.ipynb #99ed84df
 def _read_csv(

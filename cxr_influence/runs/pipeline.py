@@ -138,7 +138,8 @@ def _root_of(
     "Find the images of a training run. Raises `InputError`."
     from cxr_influence.data.nih import find_files
     from cxr_influence.training.checkpoints import list_checkpoints
-    root = data or list_checkpoints(checkpoints)[0].facts.get('root')
+    trained = list_checkpoints(checkpoints)[0].facts.get('root')
+    root = data or trained
     if not root:
         from cxr_influence.data.files import InputError
         raise InputError(f'{checkpoints} does not state where its images are: '
