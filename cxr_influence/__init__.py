@@ -6,6 +6,7 @@ __version__ = "0.1.0"
 # The verbs of the tutorials, `import cxr_influence as cxr`; a module is imported when one of its names is first used.
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'data.files': ['project_path'],
+    'data.labels': ['findings_of'],
     'data.nih': ['read_nih'],
     'data.tables': ['read_dataset'],
     'data.batches': ['Data', 'load_data'],
