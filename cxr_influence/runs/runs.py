@@ -323,7 +323,7 @@ def _begin(
                          f'{old.get(name)!r}, and {new.get(name)!r} is wanted): '
                          'give another name, or again=True.')
     if different: _set_aside(folder, different)
-    elif _status(folder) == 'damaged': _set_tables_aside(folder)
+    elif record.get('status') == 'complete': _set_tables_aside(folder)
     attempts = _read_record(folder).get('attempts', 0) + 1
     _write_whole(folder / 'run.json', json.dumps(facts | dict(
         status='running', start=_now(), attempts=attempts), indent=1, default=str))
