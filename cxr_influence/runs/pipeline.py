@@ -14,7 +14,7 @@ from .cli import _check_output, _command
 
 # %% ../../nbs/8_runs/06_pipeline.ipynb #pipe006
 _RECIPE = Literal['small', 'default', 'chexnet', 'zoogzog', 'dacnet', 'medical_mae']
-_LOSS = Literal['focal', 'weighted_bce', 'bce']
+_LOSS = Literal['focal', 'weighted_bce', 'bce', 'softmax']
 _MODE = Literal['remove', 'select']
 _BUDGET = Literal['epochs', 'steps']
 
@@ -76,7 +76,7 @@ def cxr_baseline(
     image_size:int=None, # Side to which images are resized, pixels (default: the recipe's)
     backbone:str=None, # densenet_small or a classifier of torchvision (default: the recipe's)
     weights:str=None, # random, imagenet, xrv:... or a file or folder (default: the recipe's)
-    loss:_LOSS=None, # Training loss (default: the recipe's)
+    loss:_LOSS=None, # Training loss; softmax: classes exclude each other (default: the recipe's)
     epochs:int=None, # Times each training image is seen (default: the recipe's)
     batch_size:int=None, # Images per step (default: the recipe's)
     learning_rate:float=None, # The highest (default: the recipe's)
