@@ -82,7 +82,7 @@ def _pool_rows(pool:Data, names) -> np.ndarray: # (n,)
 
 # %% ../../nbs/5_attribution/06_pools.ipynb #s658592d
 def load_pool(
-    folder:str|Path, # with the images, and their labels in `dataset.json`, NIH's or the run's way
+    folder:str|Path, # of images; its table is described in `dataset.json`, or is as the run's
     run:str|Path, # folder of checkpoints
     stores:str|Path='_data', # folder in which image stores are kept
 ) -> Data: # all images are candidates, whatever their split

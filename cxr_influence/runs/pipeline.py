@@ -76,7 +76,7 @@ def cxr_baseline(
     image_size:int=None, # Side to which images are resized, pixels (default: the recipe's)
     backbone:str=None, # densenet_small or a classifier of torchvision (default: the recipe's)
     weights:str=None, # random, imagenet, xrv:... or a file or folder (default: the recipe's)
-    loss:_LOSS=None, # Training loss; softmax: classes exclude each other (default: the recipe's)
+    loss:_LOSS=None, # Training loss; softmax for exclusive classes (default: the recipe's)
     epochs:int=None, # Times each training image is seen (default: the recipe's)
     batch_size:int=None, # Images per step (default: the recipe's)
     learning_rate:float=None, # The highest (default: the recipe's)
@@ -153,7 +153,7 @@ def cxr_influence(
     checkpoints:str='checkpoints', # Folder of a training run, as from cxr_baseline
     output:str='results/influence.csv', # Table of scores; its figures appear next to it
     data:str=None, # Folder of the images (default: where they were in the training)
-    pool:str=None, # Folder of other images to score, with their table (default: those trained on)
+    pool:str=None, # Folder of other images to score, with their table (default: training's)
     total_only:bool=False, # Only one score per image, without those by finding: half the time
     batch_size:int=32, # Images scored together; the scores do not depend on it
 ):
@@ -168,7 +168,8 @@ def cxr_influence(
     folder = run('influence', data=root, checkpoints=checkpoints, pool=pool,
                  per_finding=not total_only, batch_size=batch_size)
     _copy_results(folder, output.parent, rename={'influence': output.stem})
-    if not pool: print(f'Next: cxr_subset --mode remove --checkpoints {checkpoints} --scores {output}')
+    if pool: return
+    print(f'Next: cxr_subset --mode remove --checkpoints {checkpoints} --scores {output}')
 
 # %% ../../nbs/8_runs/06_pipeline.ipynb #pipe026
 def _shares(

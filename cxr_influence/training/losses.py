@@ -60,6 +60,8 @@ def class_weights(
 # %% ../../nbs/4_training/01_losses.ipynb #14c942f6
 class FocalLoss(nn.Module):
     "The training loss of each image and finding, with its settings for the checkpoint."
+    fit_scaling = staticmethod(fit_platt) # to probabilities
+
     def __init__(self,
         gamma:float=2., # 0: binary cross-entropy
         label_smoothing:float=.05,
@@ -77,11 +79,6 @@ class FocalLoss(nn.Module):
     def forward(self, logits:Tensor, targets:Tensor) -> Tensor: # all (n, findings)
         weights = None if self._equal else self.class_weights.to(logits)
         return focal_loss(logits, targets, self.gamma, self.label_smoothing, weights)
-
-    def log_odds(self, logits:Tensor) -> Tensor: # sigmoid makes them probabilities
-        return logits
-
-    fit_scaling = staticmethod(fit_platt) # to probabilities
 
     def settings(self) -> dict: # keyword arguments that make the same loss again
         return dict(gamma=self.gamma, label_smoothing=self.label_smoothing,
@@ -115,6 +112,10 @@ class SoftmaxLoss(FocalLoss):
     def extra_repr(self): return f'label_smoothing={self.label_smoothing}'
 
 # %% ../../nbs/4_training/01_losses.ipynb #sf55c8d8
+@patch
+def log_odds(self:FocalLoss, logits:Tensor) -> Tensor: # sigmoid makes them probabilities
+    return logits
+
 @patch
 def log_odds(self:SoftmaxLoss, logits:Tensor) -> Tensor: # (n, classes) -> (n, classes)
     "Compute log p / (1 - p) of each class."
