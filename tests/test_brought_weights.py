@@ -231,6 +231,31 @@ def test_what_lies_beside_the_weights(net, state, tmp_path, thing, new):
     torch.save(state | {'best': thing}, tmp_path/'flat.pth', _use_new_zipfile_serialization=new)
     if not isinstance(thing, torch.Tensor): assert same(make_model('densenet_small', tmp_path/'flat.pth'), net)
 
+@pytest.mark.parametrize('new', [True, False])
+@pytest.mark.parametrize('kind', ['<f4', '>f4', '<f8', 'f2'])
+def test_arrays_of_numpy_instead_of_tensors(net, state, tmp_path, kind, new):
+    arrays = {name: np.asarray(t).astype(kind) if t.is_floating_point() else t.numpy() for name, t in state.items()}
+    arrays['classifier.weight'] = np.asfortranarray(arrays['classifier.weight'])
+    for content in [arrays, {'epoch': np.int64(3), 'auroc': np.ones(3), 'state_dict': {f'module.{k}': a for k, a in arrays.items()}}]:
+        torch.save(content, tmp_path/'w.pth', _use_new_zipfile_serialization=new)
+        found = make_model('densenet_small', tmp_path/'w.pth').state_dict()
+        for name, t in state.items(): assert torch.equal(found[name], torch.tensor(arrays[name].astype(arrays[name].dtype.newbyteorder('='))).to(t.dtype)), name
+    torch.save({name: np.array([Evil(tmp_path/'ran')], dtype=object) for name in state}, tmp_path/'w.pth', _use_new_zipfile_serialization=new)
+    with refused('w.pth', 'safe to read'): make_model('densenet_small', tmp_path/'w.pth')
+    assert not (tmp_path/'ran').exists()
+
+@pytest.mark.parametrize('prefix', ['', 'module.'])
+def test_a_first_layer_of_one_channel_sees_grey_as_it_did(net, state, tmp_path, prefix):
+    grey = torch.randn(len(state['features.conv0.weight']), 1, *state['features.conv0.weight'].shape[2:])
+    torch.save({prefix + k: t for k, t in (state | {'features.conv0.weight': grey}).items()}, tmp_path/'w.pth')
+    model, x = make_model('densenet_small', tmp_path/'w.pth').eval(), torch.randn(2, 1, 64, 64)
+    conv = model.features.conv0
+    right = torch.nn.functional.conv2d(x, grey, stride=conv.stride, padding=conv.padding)
+    torch.testing.assert_close(conv(x.expand(-1, 3, -1, -1)), right, rtol=1e-4, atol=1e-4)
+    assert model.weights_facts['tensors']['made three channels'] == 1
+    table = match_weights(tmp_path/'w.pth', 'densenet_small').set_index('here')
+    assert table.what['features.conv0.weight'] == 'made three channels' and (table.what == 'made three channels').sum() == 1
+
 class Evil:
     def __init__(self, path): self.path = path
     def __reduce__(self): return (Path.touch, (self.path,))
@@ -285,7 +310,8 @@ def test_outputs_are_taken_by_name(state, tmp_path):
 @pytest.mark.parametrize('change, words', [
     (lambda s: s | {'attention.weight': torch.ones(2)}, 'unknown, the first: attention.weight'), (lambda s: s | {'features.extra.weight': torch.ones(2)}, 'features.extra.weight'),
     (lambda s: {k: t for k, t in s.items() if k != 'features.conv0.weight'}, 'missing, the first: features.conv0.weight'),
-    (lambda s: s | {'features.conv0.weight': s['features.conv0.weight'][:, :1]}, 'another shape'),
+    (lambda s: s | {'features.conv0.weight': s['features.conv0.weight'][:, :2]}, 'another shape'),
+    (lambda s: s | {'features.conv0.weight': s['features.conv0.weight'][:, :1, :-1]}, 'another shape'),
     (lambda s: s | {'features.norm0.weight': s['features.norm0.weight'] * float('nan')}, 'no finite numbers'),
     (lambda s: {f'{p}.{k}': t for p in ('net', 'ema') for k, t in s.items()}, 'two networks'),
     (lambda s: {k: t for k, t in s.items() if not k.startswith('classifier')} | {f'classifier.{i}.{e}': s[f'classifier.{e}'] for i in (0, 2) for e in ('weight', 'bias')}, 'one linear layer'),

@@ -13,7 +13,8 @@ from torch.nn.utils import parametrizations, prune
 from test_brought_models import (Coupled, Legacy, Net, OtherForward, Rounded, Standardised, MIXING_LOSSES, WAYS, Stateful,
     across, by_hand, bce, near, reference, smoothed_in_place)
 from cxr_influence.data.files import InputError
-from cxr_influence.training.losses import FocalLoss
+from cxr_influence.attribution.scoring import query_losses
+from cxr_influence.training.losses import FocalLoss, SoftmaxLoss
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 MANY = int(os.environ.get('FUZZ', 1)) # times as many examples, by hand
@@ -64,7 +65,8 @@ def tied(self, x): return self.net[-1](self.down(self.up(self.net[:-1](x)).relu(
 def sums(z, y): return bce(z, y).sum(1)
 def with_penalty(z, y): return bce(z, y).sum(1) + .1 * z.square().sum(1)
 def hinge(z, y): return (1 - (2 * y - 1) * z).clamp(min=0)
-LOSSES = [bce, sums, with_penalty, hinge, by_hand, FocalLoss(), FocalLoss(gamma=0.), lambda z, y: F.huber_loss(z, y, reduction='none'),
+LOSSES = [bce, sums, with_penalty, hinge, by_hand, FocalLoss(), FocalLoss(gamma=0.), SoftmaxLoss(),
+          SoftmaxLoss(.2, torch.arange(1., 15)), lambda z, y: F.huber_loss(z, y, reduction='none'),
           lambda z, y: F.cross_entropy(z, y / y.sum(1, keepdim=True).clamp(min=1), reduction='none'),
           lambda z, y: F.cross_entropy(z, y.argmax(1), reduction='none'), lambda z, y: bce(z, y)[:, :, None],
           lambda z, y: F.poisson_nll_loss(z.clamp(max=5), y, reduction='none')]
@@ -122,3 +124,61 @@ def test_a_score_is_right_or_refused(case):
     if refusals: return
     scores, squares = reference(make(), loss, x, y, v)
     for name, one in found.items(): near(one, squares if name == 'self-influence' else scores)
+
+# Groups of target images, in the forms that people bring
+
+ENDINGS = [lambda name: name, lambda name: name.removesuffix('.png'), lambda name: f' {name} ', lambda name: f'images/{name}', lambda name: f'images\\{name}',
+           lambda name: name.replace('.png', '.jpg')]
+NAMED = [list, tuple, np.array, pd.Index, iter, lambda names: pd.Series(names, dtype=object), lambda names: pd.DataFrame(index=names),
+         lambda names: pd.Series(names, index=[f'row {i}' for i in range(len(names))], dtype=object), lambda names: dict.fromkeys(names).keys()]
+MASKED = [list, np.array, lambda mask: pd.Series(mask), lambda mask: pd.Series(mask, dtype='boolean'), lambda mask: pd.Series(mask, dtype=object)]
+
+@st.composite
+def groups(draw):
+    "A frame, a group of its validation images, and how often each is in it; None where it must be refused."
+    splits = draw(st.lists(st.sampled_from(['validation', 'validation', 'train', 'test']), min_size=2, max_size=12))
+    rng = np.random.default_rng(draw(st.integers(0, 2**20)))
+    numbers = rng.permutation(len(splits)) if draw(odd) else np.arange(len(splits))
+    frame = pd.DataFrame({'split': splits, 'a': 0., 'b': 1.}, [f'{i:04d}.png' for i in numbers])
+    frame.attrs['findings'] = ['a', 'b']
+    named = frame.index[frame.split == 'validation']
+    if not len(named): return frame, ['x'], None
+    form = draw(st.sampled_from(['names', 'names', 'one', 'set', 'mask', 'mask of all', 'mask by name']))
+    if form in ('names', 'one', 'set'):
+        names = list(rng.choice(named, int(rng.integers(1, 2 * len(named) + 1)))) if form == 'names' else list(rng.choice(named, 1)) if form == 'one' else sorted({*rng.choice(named, 3)})
+        wrong = draw(odd)
+        if wrong: names[int(rng.integers(len(names)))] = rng.choice([*frame.index.difference(named), 'nobody.png', ''])
+        if draw(odd): names, wrong = [], True
+        counts = None if wrong else pd.Series(names).value_counts()
+        write = draw(st.sampled_from(ENDINGS))
+        names = [write(str(name)) for name in names]
+        if form == 'one': return frame, (names or [''])[0], counts
+        if form == 'set': return frame, draw(st.sampled_from([set, frozenset]))(names), counts
+        make = draw(st.sampled_from(NAMED))
+        if make is NAMED[-1] and counts is not None: counts = counts.clip(upper=1) # keys are there once
+        return frame, make(names), counts
+    of = named if form == 'mask' else frame.index
+    marked = rng.random(len(of)) < draw(st.sampled_from([0., .3, 1.]))
+    chosen = of[marked].intersection(named)
+    counts = pd.Series(1, chosen) if len(chosen) else None
+    note(f'{form}, {marked}')
+    if form == 'mask by name':
+        order = rng.permutation(len(of))
+        if draw(odd) and draw(odd): return frame, pd.Series([True], ['nobody.png']), None
+        return frame, pd.Series(marked, of).iloc[order], counts
+    if draw(odd) and len({len(named), len(frame)} & {len(of) + 1}) == 0: return frame, [*marked, True], None # of another length
+    return frame, draw(st.sampled_from(MASKED))(marked.tolist()), counts
+
+@settings(deadline=None, max_examples=400 * MANY, suppress_health_check=[*HealthCheck])
+@given(groups())
+def test_a_group_weighs_its_images_or_is_refused(case):
+    frame, group, counts = case
+    try: found = query_losses(frame, False, {'own': group})
+    except InputError as error:
+        assert counts is None and '\n' not in str(error), f'{error} {frame} {counts}'
+        return
+    named = frame.index[frame.split == 'validation']
+    assert counts is not None, (frame, group)
+    right = counts.reindex(named, fill_value=0).to_numpy() / counts.sum()
+    np.testing.assert_allclose(found['influence_own'], np.repeat(right[:, None], 2, axis=1), atol=1e-12)
+    np.testing.assert_allclose(found['influence'], np.full((len(named), 2), 1 / len(named)))

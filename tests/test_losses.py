@@ -41,7 +41,7 @@ def test_loss_gradient_and_forward_derivative_are_finite_and_agree(fresh, dtype,
     assert value.isfinite().all() and forward.isfinite().all() and backward.isfinite().all() and second.isfinite().all()
     torch.testing.assert_close(forward, backward, rtol=.05 if dtype == torch.bfloat16 else 1e-4, atol=.02 if dtype == torch.bfloat16 else 1e-5)
 
-@pytest.mark.parametrize('name', LOSSES)
+@pytest.mark.parametrize('name', [name for name in LOSSES if name != 'softmax'])
 def test_a_named_loss_is_made_again_from_its_settings(data, name, fresh):
     frame = data.frame
     loss = training_loss(name, frame)

@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix
 
 from .files import InputError
-from .labels import FINDINGS, check_finding
+from .labels import FINDINGS, check_finding, findings_of
 from .nih import find_file, find_files, rename_images
 
 # %% ../../nbs/1_data/08_annotations.ipynb #d94ca665
@@ -183,7 +183,8 @@ def _nih_answer(
     findings:tuple, # labels that mean yes; empty: to have none of the fourteen means yes
 ) -> pd.Series: # 1, 0, or NaN where one of the labels is unknown
     "Answer a reader's question with NIH's labels. Raises `InputError` on an unknown finding."
-    names = [check_finding(name) for name in findings or FINDINGS]
+    known = findings_of(frame)
+    names = [check_finding(name, known) for name in findings or FINDINGS]
     any_of = frame[names].max(axis=1, skipna=False)
     return any_of if findings else 1 - any_of
 

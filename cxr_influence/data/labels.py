@@ -86,6 +86,24 @@ def _check_findings(
         seen.add(name.lower())
     return list(names)
 
+# %% ../../nbs/1_data/01_labels.ipynb #s1cf26e2
+def _check_classes(
+    frame:pd.DataFrame, # one row per image, with a column for each class
+) -> None:
+    "Raise `InputError` unless each image has exactly one class, or an unknown one."
+    labels = frame[findings_of(frame)]
+    if labels.shape[1] < 2:
+        raise InputError(f'{labels.columns[0]} is the only class: softmax needs at least two.')
+    one = labels.isin([0, 1]).all(axis=1) & (labels.sum(axis=1) == 1)
+    for row in np.flatnonzero(~(one | labels.isna().all(axis=1)))[:1]:
+        label = labels.iloc[row]
+        names = ', '.join(label.index[label == 1])
+        found = f'the classes {names}' if names else 'no class'
+        known = ' and others that are not known' if label.isna().any() else ''
+        raise InputError(f'{labels.index[row]} has {found}{known}, and classes exclude each '
+                         'other: give each image exactly one, and images without disease one '
+                         'of their own, such as Normal.')
+
 # %% ../../nbs/1_data/01_labels.ipynb #bbcb56fe
 def encode_all(
     texts:pd.Series, # NIH's texts, one per image

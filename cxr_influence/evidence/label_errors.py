@@ -23,6 +23,7 @@ from ..data.files import InputError, _digest
 from ..data.labels import check_finding, findings_of
 from ..measures.intervals import bootstrap_auroc, percentile_interval, seed_means
 from ..training.checkpoints import Recipe
+from ..training.losses import SoftmaxLoss
 from ..training.resume import fit
 from .valuations import label_error_scores, valuations
 
@@ -139,6 +140,8 @@ def noisy_run(
     folds:int=3, # for `confident` and `sla`
 ) -> tuple: # label-error scores; (training images, 14) bool: which labels are wrong
     "Inject label noise, train on it, and score every image. Raises `InputError`."
+    if isinstance(recipe.loss, SoftmaxLoss) and noise.kind != 'swapped':
+        raise InputError(f'kind is {noise.kind}, and each image has one class: use swapped.')
     frame, truth = inject_label_noise(data.frame, noise, seed)
     noisy = data.with_frame(only_finding(frame, noise.finding) if noise.finding else frame)
     settings = recipe._replace(loss=recipe.loss and recipe.loss.settings())._asdict()
@@ -262,7 +265,7 @@ def _gap_share(
 
 # %% ../../nbs/6_evidence/05_label_errors.ipynb #ev-recovered2
 def recovered(
-    seeds:list, # of dicts as from `repairs`, with logits of test images in place of frames
+    seeds:list, # dicts as from `repairs`, with logits in place of frames; log-odds of classes
     right:pd.DataFrame, # the frame with the right labels
     resamples:int=500,
     baseline:str='random', # the method to compare with

@@ -22,12 +22,12 @@ from ..data.files import (DamagedFile, InputError, _check, _digest, _read_table,
     _warn, _write_whole, _writing, project_path)
 from ..data.nih import _read_csv, rename_images
 from .retraining import retrain, run_side_by_side, without
-from ..measures.calibration import fit_platt
 from ..measures.metrics import choose_thresholds
 from ..measures.results import evaluate
 from ..training.checkpoints import Checkpoint, best_checkpoint, list_checkpoints
 from ..training.distributed import _alone, join_processes
 from ..training.loop import predict
+from ..training.losses import FocalLoss
 from ..training.resume import _acquire
 from ..training.networks import best_device
 from ..data.labels import findings_of
@@ -297,11 +297,12 @@ def _subset_logits(
 def _evaluate_logits(
     logits:pd.DataFrame, # of the validation and test images
     data:Data,
+    loss:FocalLoss=FocalLoss(), # that was minimised
 ) -> tuple: # a flat dict of results, and (test images, 14) calibrated probabilities
     "Calibrate and choose thresholds on the validation images, and evaluate the test images."
     validation, test = data.validation, data.test
     findings, known = data.findings, validation[data.findings].to_numpy('float32')
-    scale = fit_platt(known, logits.loc[validation.index])
+    scale = loss.fit_scaling(known, logits.loc[validation.index])
     thresholds = choose_thresholds(validation[findings], scale(logits.loc[validation.index]))
     probabilities = scale(logits.loc[test.index])
     table = evaluate(test[findings].astype('float32'), probabilities, thresholds,
@@ -350,7 +351,7 @@ def _make_row(path:Path, baseline:Checkpoint, data:Data, kept:pd.Index, seed:int
     "Retrain once, and keep the row."
     start, logits = time.perf_counter(), path.parent / 'logits'
     with _alone(): found = _subset_logits(baseline, data, kept, seed, epochs, logits)
-    results, probabilities = _evaluate_logits(found, data)
+    results, probabilities = _evaluate_logits(found, data, baseline.loss())
     steps = epochs * _count_steps(len(kept), baseline.facts['batch_size'])
     row = dict(images=len(kept), epochs=epochs, steps=steps, best_epoch=found.attrs['epoch'])
     row |= results | dict(seconds=round(time.perf_counter() - start, 1))

@@ -15,17 +15,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import expit
+from scipy.special import expit, logit, softmax
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.batches import Data
 from ..data.files import InputError, _kept
-from ..measures.calibration import fit_platt, held_out_scaling
+from cxr_influence.measures.calibration import (fit_platt, fit_temperature,
+    held_out_scaling)
 from ..training.checkpoints import _epochs_to_sum, list_checkpoints
 from ..training.distributed import join_processes
 from ..training.loop import predict
+from ..training.losses import SoftmaxLoss
 from ..training.networks import best_device, _head_name, weights_checksum
 from ..attribution.scoring import (_check_scorable, _hold, influence,
     _remove_parts, score_checkpoint, _write_scores)
@@ -178,10 +180,33 @@ def standardised_loss(
     known = pd.DataFrame(losses).where(~np.isnan(targets))
     return ((known - known.mean()) / known.std()).max(axis=1).fillna(-np.inf).to_numpy()
 
-# %% ../../nbs/6_evidence/02_valuations.ipynb #bl-history
+# %% ../../nbs/6_evidence/02_valuations.ipynb #s5222098
 def _early_count(run:list) -> int: # a fifth of the checkpoints, at least one
     return math.ceil(len(run) / 5)
 
+def _finding_history(losses, logits, targets, early:int) -> dict: # column -> (n,)
+    scaled = _scale_logits(logits, targets)
+    return {'standardised_loss': standardised_loss(losses, targets),
+            'el2n': el2n(scaled[:early], targets), 'aum': aum(scaled, targets),
+            'forgetting': forgetting(scaled, targets)}
+
+# %% ../../nbs/6_evidence/02_valuations.ipynb #s3cf28b8
+def _class_margins(logits:np.ndarray, targets:np.ndarray) -> np.ndarray: # (epochs, n, 1)
+    "Subtract the strongest other class from each image's own."
+    own = np.where(targets == 1, logits, -np.inf).max(-1)
+    other = np.where(targets == 1, -np.inf, logits).max(-1)
+    return (own - other)[..., None]
+
+def _class_history(losses, logits, targets, early:int) -> dict: # column -> (n,)
+    scaled = np.stack([z / fit_temperature(targets, z).temperature for z in logits])
+    margins = _class_margins(scaled, targets)
+    one = np.where(np.isnan(targets).all(1), np.nan, 1.)[:, None]
+    own = np.where(targets == 1, losses.sum(1, keepdims=True), np.nan)
+    return {'standardised_loss': standardised_loss(own, own),
+            'el2n': el2n(logit(softmax(scaled[:early], axis=-1)), targets),
+            'aum': aum(margins, one), 'forgetting': forgetting(margins, one)}
+
+# %% ../../nbs/6_evidence/02_valuations.ipynb #bl-history
 def _from_history(
     checkpoints:str|Path,
     data:Data,
@@ -190,15 +215,12 @@ def _from_history(
 ) -> pd.DataFrame: # the six columns below
     "Value images by their logits after each epoch."
     run, targets = _epochs_to_sum(checkpoints), _targets_of(data.frame)
-    logits = _training_logits(checkpoints, data, out / 'logits', device)
-    scaled = _scale_logits(logits, targets)
-    loss = run[-1].loss()(torch.tensor(logits[-1]), torch.tensor(targets)).double().numpy()
-    return pd.DataFrame({
-        'loss': loss.sum(1), 'worst_loss': loss.max(1),
-        'standardised_loss': standardised_loss(loss, targets),
-        'el2n': el2n(scaled[:_early_count(run)], targets),
-        'aum': aum(scaled, targets), 'forgetting': forgetting(scaled, targets),
-    }, data.train.index)
+    logits, loss = _training_logits(checkpoints, data, out / 'logits', device), run[-1].loss()
+    losses = loss(torch.tensor(logits[-1]), torch.tensor(targets)).double().numpy()
+    describe = _class_history if isinstance(loss, SoftmaxLoss) else _finding_history
+    more = describe(losses, logits, targets, _early_count(run))
+    return pd.DataFrame({'loss': losses.sum(1), 'worst_loss': losses.max(1)} | more,
+                        data.train.index)
 
 # %% ../../nbs/6_evidence/02_valuations.ipynb #bl-grand
 _SCORES = 'influence.csv' # beside it `influence` keeps each checkpoint's scores
@@ -269,7 +291,8 @@ def cross_validated_probabilities(
     "Predict each training image by a model of other patients, calibrated on other patients."
     logits = pd.concat(_fold_logits(checkpoints, data, out, folds, seed, device))
     logits = logits.loc[data.train.index]
-    scaled = held_out_scaling(_targets_of(data.frame), logits, data.train.patient.to_numpy())
+    scaled = held_out_scaling(_targets_of(data.frame), logits, data.train.patient.to_numpy(),
+                              fit=list_checkpoints(checkpoints)[0].loss().fit_scaling)
     return pd.DataFrame(scaled, logits.index, data.findings)
 
 # %% ../../nbs/6_evidence/02_valuations.ipynb #bl-confident

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['calibration_error', 'classwise_calibration_error', 'pooled_calibration_error', 'equal_mass_calibration_error',
-           'calibration_errors', 'plot_reliability', 'Platt', 'fit_platt', 'held_out_scaling']
+           'calibration_errors', 'plot_reliability', 'Platt', 'fit_platt', 'held_out_scaling', 'Temperature',
+           'fit_temperature']
 
 # %% ../../nbs/3_measures/02_calibration.ipynb #df573eaa
 from typing import NamedTuple
@@ -12,8 +13,8 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from scipy.optimize import minimize
-from scipy.special import expit, logit
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import expit, log_softmax, logit, softmax
 from sklearn.calibration import calibration_curve
 from sklearn.model_selection import GroupKFold
 from torchmetrics.functional.classification import binary_calibration_error
@@ -137,6 +138,7 @@ def held_out_scaling(
     logits:np.ndarray, # (n, 14)
     patients:np.ndarray, # (n,)
     folds:int=5,
+    fit=fit_platt, # or `fit_temperature`
 ) -> np.ndarray: # (n, 14) probabilities
     "Scale each image by a fit to other patients (out of fold); NaN where there are none."
     targets, logits = np.asarray(targets), np.asarray(logits)
@@ -144,5 +146,27 @@ def held_out_scaling(
     if folds < 2: return scaled # one patient
     splits = GroupKFold(folds).split(logits, groups=patients)
     for fitted, rest in splits:
-        scaled[rest] = fit_platt(targets[fitted], logits[fitted])(logits[rest])
+        scaled[rest] = fit(targets[fitted], logits[fitted])(logits[rest])
     return scaled
+
+# %% ../../nbs/3_measures/02_calibration.ipynb #s383cd04
+class Temperature(NamedTuple):
+    "Turns logits of exclusive classes into probabilities, which add up to 1."
+    temperature:float # above 1: less sure
+
+    def __call__(self, logits) -> np.ndarray: # (n, classes) -> (n, classes)
+        return softmax(np.asarray(logits, 'float64') / self.temperature, axis=1)
+
+def fit_temperature(
+    targets:np.ndarray, # (n, classes) of the **validation** images; NaN where unknown
+    logits:np.ndarray, # (n, classes)
+) -> Temperature:
+    "Fit one temperature (Guo et al. 2017, section 4.2); 1 without a known label."
+    targets, logits = np.asarray(targets), np.asarray(logits, 'float64')
+    known = ~np.isnan(targets).any(1)
+    if not known.any(): return Temperature(1.)
+    def loss(log_t): # cross-entropy, and the prior
+        log_p = log_softmax(logits[known] / np.exp(log_t), axis=1)
+        return log_t ** 2 / 2 - (targets[known] * log_p).sum()
+    found = minimize_scalar(loss, bounds=(-5, 5), method='bounded')
+    return Temperature(float(np.exp(found.x)))

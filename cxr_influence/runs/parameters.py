@@ -73,10 +73,11 @@ def _read_parameters(
     for line in ast.parse(source).body:
         if not isinstance(line, (ast.Assign, ast.AnnAssign)) or line.value is None: continue
         annotated = isinstance(line, ast.AnnAssign)
-        target = line.target if annotated else line.targets[0]
-        if not isinstance(target, ast.Name): continue
-        found.append(Parameter(target.id, _kind(line.annotation) if annotated else '',
-                               _default(line.value), comments.get(line.end_lineno, '')))
+        for target in [line.target] if annotated else line.targets:
+            if not isinstance(target, ast.Name): continue
+            kind = _kind(line.annotation) if annotated else ''
+            found.append(Parameter(target.id, kind, _default(line.value),
+                                   comments.get(line.end_lineno, '')))
     return found
 
 # %% ../../nbs/8_runs/01_parameters.ipynb #par0016
@@ -99,7 +100,8 @@ def parameters_of(
     except (SyntaxError, tokenize.TokenError) as error:
         raise _input_error(f'The parameters of {path} are not Python: {error}.') from None
     if found: return found
-    raise _input_error(f'{path} has no cell tagged "parameters": tag one.')
+    what = 'no name = value in its cell' if tagged else 'no cell'
+    raise _input_error(f'{path} has {what} tagged "parameters": write them there, one a line.')
 
 # %% ../../nbs/8_runs/01_parameters.ipynb #par0021
 def _plain(value):

@@ -14,7 +14,7 @@ from .cli import _check_output, _command
 
 # %% ../../nbs/8_runs/06_pipeline.ipynb #pipe006
 _RECIPE = Literal['small', 'default', 'chexnet', 'zoogzog', 'dacnet', 'medical_mae']
-_LOSS = Literal['focal', 'weighted_bce', 'bce']
+_LOSS = Literal['focal', 'weighted_bce', 'bce', 'softmax']
 _MODE = Literal['remove', 'select']
 _BUDGET = Literal['epochs', 'steps']
 
@@ -76,7 +76,7 @@ def cxr_baseline(
     image_size:int=None, # Side to which images are resized, pixels (default: the recipe's)
     backbone:str=None, # densenet_small or a classifier of torchvision (default: the recipe's)
     weights:str=None, # random, imagenet, xrv:... or a file or folder (default: the recipe's)
-    loss:_LOSS=None, # Training loss (default: the recipe's)
+    loss:_LOSS=None, # Training loss; softmax for exclusive classes (default: the recipe's)
     epochs:int=None, # Times each training image is seen (default: the recipe's)
     batch_size:int=None, # Images per step (default: the recipe's)
     learning_rate:float=None, # The highest (default: the recipe's)
@@ -153,18 +153,22 @@ def cxr_influence(
     checkpoints:str='checkpoints', # Folder of a training run, as from cxr_baseline
     output:str='results/influence.csv', # Table of scores; its figures appear next to it
     data:str=None, # Folder of the images (default: where they were in the training)
+    pool:str=None, # Folder of other images to score, with their table (default: training's)
     total_only:bool=False, # Only one score per image, without those by finding: half the time
     batch_size:int=32, # Images scored together; the scores do not depend on it
 ):
-    "Score every training image with TracIn over the saved checkpoints."
+    "Score every training image, or those of a pool, with TracIn over the saved checkpoints."
     from cxr_influence.data.files import InputError
     _check_output('output', output, '.csv')
     if batch_size < 1: raise InputError(f'batch_size is {batch_size}: give 1 or more.')
     root, output = _root_of(checkpoints, data), Path(output)
+    if pool and not Path(pool).is_dir():
+        raise InputError(f'pool is {pool}: give the folder of the images and their table.')
     from cxr_influence.runs.runs import run
-    folder = run('influence', data=root, checkpoints=checkpoints,
+    folder = run('influence', data=root, checkpoints=checkpoints, pool=pool,
                  per_finding=not total_only, batch_size=batch_size)
     _copy_results(folder, output.parent, rename={'influence': output.stem})
+    if pool: return
     print(f'Next: cxr_subset --mode remove --checkpoints {checkpoints} --scores {output}')
 
 # %% ../../nbs/8_runs/06_pipeline.ipynb #pipe026

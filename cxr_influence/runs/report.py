@@ -69,7 +69,8 @@ def _read_runs(folders) -> dict: # experiment -> its runs
     groups = {}
     for folder in dict.fromkeys(Path(folder).resolve() for folder in folders):
         run = _read_run(folder)
-        groups.setdefault(run.facts['experiment'], []).append(run)
+        pool = run.facts['experiment'] == 'influence' and run.facts['parameters'].get('pool')
+        groups.setdefault('pool' if pool else run.facts['experiment'], []).append(run)
     if not groups: raise InputError('No runs to report: give the folder of at least one.')
     for name, runs in groups.items():
         labels = _different([run.facts['parameters'] for run in runs])
@@ -613,6 +614,7 @@ def _redundancy_verdict(run:_Run) -> list: # sentences
 # %% ../../nbs/8_runs/04_report.ipynb #rp065
 _SHOWN = 4 # runs of one experiment that are shown in full
 _TITLES = {'baseline': 'The classifier', 'influence': 'Influence', 'subsets': 'Subsets',
+           'pool': 'Images that were not trained on',
            'label_errors': 'Label-error detection',
            'faithfulness': 'Faithfulness and stability'}
 
@@ -1008,7 +1010,8 @@ def find_study(
     studies = [_study_of(run, groups) for run in _newest(groups.get('baseline', []))]
     found = max(studies, key=len, default={}) # the newest of the largest
     for name, others in groups.items():
-        if name not in ('baseline', 'influence', 'subsets') and (others := _newest(others)):
+        known = name in ('baseline', 'influence', 'subsets', 'pool')
+        if not known and (others := _newest(others)):
             found[name] = others[0].folder
     return found
 

@@ -6,7 +6,7 @@
 __all__ = ['start_run', 'end_run', 'run', 'repeat']
 
 # %% ../../nbs/8_runs/02_runs.ipynb #run0003
-import hashlib, json, os, platform, re, resource, signal, subprocess, sys, tempfile
+import hashlib, json, os, platform, re, signal, subprocess, sys, tempfile
 import threading, time, warnings
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
@@ -329,6 +329,12 @@ def _begin(
         status='running', start=_now(), attempts=attempts), indent=1, default=str))
 
 # %% ../../nbs/8_runs/02_runs.ipynb #run0041
+def _peak_memory() -> int|None: # MB; None where it is not known, as on Windows
+    try: import resource
+    except ImportError: return None
+    unit = 1024**2 if sys.platform == 'darwin' else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
+
 def end_run(
     row:pd.DataFrame, # the results, in one row
 ) -> pd.DataFrame: # the same
@@ -338,8 +344,7 @@ def end_run(
     if folder is None: raise InputError('No run was started here: call start_run first.')
     _write_whole(folder / 'row.csv', row.to_csv(index=False))
     _note_data(folder, _CURRENT['namespace'])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    _note(folder, peak_memory_mb=peak)
+    _note(folder, peak_memory_mb=_peak_memory())
     if not _under_run(folder): # there, other cells may follow
         seconds = round(time.monotonic() - _CURRENT['began'], 1)
         _note(folder, status='complete', end=_now(), seconds=seconds, error=None,

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..data.files import (DamagedFile, InputError, _check, _checksum,
     _checksum_path, _write_whole)
-from .losses import FocalLoss
+from .losses import FocalLoss, _check_targets, _loss_of
 from .networks import _load_state, make_model
 from ..data.labels import _check_findings
 
@@ -28,7 +28,7 @@ class Recipe(NamedTuple):
     "How to train a classifier."
     backbone:str = 'densenet121' # one of `list_backbones()`
     weights:str = 'random' # initial: `random`, `imagenet`, `xrv:...`, a file or a folder
-    loss:FocalLoss|None = None # None: focal loss, class weights of the training images
+    loss:FocalLoss|None = None # or SoftmaxLoss; None: focal, weights of the training images
     epochs:int = 5 # one checkpoint each
     batch_size:int = 32 # images per step, over all processes
     learning_rate:float = 1e-3 # the highest
@@ -220,7 +220,7 @@ def model(self:Checkpoint,
 @patch
 def loss(self:Checkpoint) -> FocalLoss:
     "Make the training loss, with its settings. Raises `InputError` if they are another's."
-    try: return FocalLoss(**self.facts['loss'])
+    try: return _loss_of(self.facts['loss'])
     except (TypeError, ValueError) as error:
         raise InputError(f'{self.folder} states a loss that is no FocalLoss ({error}): '
                          'give the settings() of one; gamma=0 is cross-entropy.') from None
@@ -260,9 +260,9 @@ def list_checkpoints(
 
 # %% ../../nbs/4_training/04_checkpoints.ipynb #any052856
 def _check_same_findings(checkpoint:Checkpoint, data) -> None:
-    "Raise `InputError` unless a model's findings are the data's, in their order."
+    "Raise `InputError` unless a model's findings are the data's, and its loss takes them."
     theirs, ours = checkpoint.facts['findings'], data.findings
-    if theirs == ours: return
+    if theirs == ours: return _check_targets(checkpoint.loss(), data.frame)
     def first(names): return ', '.join(names[:3]) + ', ...' * (len(names) > 3)
     raise InputError(f'{checkpoint.folder} is of a model of other findings ({len(theirs)}: '
                      f'{first(theirs)}) than the data ({len(ours)}: {first(ours)}): give data '

@@ -13,7 +13,7 @@ import pandas as pd
 
 from ..data.batches import Data
 from ..data.files import InputError
-from ..measures.calibration import Platt, fit_platt, held_out_scaling
+from ..measures.calibration import Platt, Temperature, held_out_scaling
 from ..measures.metrics import choose_thresholds
 from ..measures.results import evaluate
 from .checkpoints import Checkpoint, _check_same_findings
@@ -26,8 +26,9 @@ class Evaluation(NamedTuple):
     table:pd.DataFrame # as from `evaluate`, after scaling
     probabilities:pd.DataFrame # (test images, 14), after scaling
     thresholds:np.ndarray # (14,) for them
-    platt:Platt # the scaling, fitted on the validation images
+    scaling:Platt|Temperature # fitted on the validation images
     unscaled_table:pd.DataFrame # as `table`, of the model's own probabilities
+    unscaled:pd.DataFrame # (test images, 14), the model's own probabilities
     logits:pd.DataFrame # (test images, 14)
     held_out:pd.DataFrame # (validation images, 14), each scaled by a fit to other patients
 
@@ -54,15 +55,14 @@ def evaluate_checkpoint(
 ) -> Evaluation:
     "Evaluate on the test images; scaling and thresholds are fitted on the validation images."
     _check_same_findings(checkpoint, data)
-    model = checkpoint.model(averaged=True).to(device or best_device())
+    model, loss = checkpoint.model(averaged=True).to(device or best_device()), checkpoint.loss()
     known, chosen_on, clusters = _predict_split(model, data, 'validation')
-    platt = fit_platt(known, chosen_on)
     targets, logits, patients = _predict_split(model, data, 'test')
-    tables = []
-    for scale in [Platt(np.ones_like(platt.slope), np.zeros_like(platt.slope)), platt]:
+    scaling, found = loss.fit_scaling(known, chosen_on), []
+    for scale in [loss.fit_scaling(known[:0], chosen_on[:0]), scaling]: # first, as it is
         thresholds = choose_thresholds(known, scale(chosen_on))
-        tables.append(evaluate(targets, scale(logits), thresholds, patients))
-    scaled = pd.DataFrame(platt(logits), logits.index, logits.columns)
-    held_out = held_out_scaling(known, chosen_on, clusters)
+        p = pd.DataFrame(scale(logits), logits.index, logits.columns)
+        found.append((evaluate(targets, p, thresholds, patients), p))
+    held_out = held_out_scaling(known, chosen_on, clusters, fit=loss.fit_scaling)
     held_out = pd.DataFrame(held_out, chosen_on.index, logits.columns)
-    return Evaluation(tables[1], scaled, thresholds, platt, tables[0], logits, held_out)
+    return Evaluation(*found[1], thresholds, scaling, *found[0], logits, held_out)

@@ -16,7 +16,8 @@ from ..data.batches import MEAN, STD, Data
 from ..data.files import InputError
 from cxr_influence.training.checkpoints import (Checkpoint, _differences, _state_files,
     save_checkpoint)
-from .losses import FocalLoss, LOSSES, _sized, training_loss
+from cxr_influence.training.losses import (FocalLoss, LOSSES, _check_targets, _sized,
+    training_loss)
 from .networks import _plain, make_model
 from .model_card import _count
 
@@ -97,6 +98,7 @@ def import_checkpoint(
     _check_import(given, epoch, known)
     if isinstance(loss, str): loss = training_loss(loss, data.frame)
     loss = _sized(loss, data.findings)
+    _check_targets(loss, data.frame)
     model = _import_model(weights, backbone, data, known.pop('outputs', None))
     facts = _import_facts(Path(out), data, known | dict(
         epoch=epoch, learning_rate=float(learning_rate), loss=loss.settings(),

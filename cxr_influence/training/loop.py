@@ -19,7 +19,8 @@ from ..data.batches import MEAN, STD, Data, batches
 from ..measures.metrics import per_finding
 from .checkpoints import _PRECISIONS, Recipe, _recipe_facts
 from .distributed import Processes, _share_batchnorm
-from .losses import FocalLoss, _sized, training_loss
+from cxr_influence.training.losses import (_check_targets, _loss_of, _sized,
+    training_loss)
 from .networks import make_model
 
 # %% ../../nbs/4_training/05_loop.ipynb #8ce6f00a
@@ -46,6 +47,7 @@ def _run_settings(
     "Write out all settings that decide the result of a run."
     half = 'bf16' if _has_bf16(device) else 'no'
     loss = _sized(recipe.loss or training_loss('focal', data.frame), data.findings)
+    _check_targets(loss, data.frame)
     recipe = recipe._replace(loss=loss,
                              mixed_precision=recipe.mixed_precision or half)
     return _recipe_facts(recipe) | dict(
@@ -90,7 +92,7 @@ class _Training:
         self.optimizer = _make_optimizer(self.model, run['peak_learning_rate'], decay)
         fp16 = run['mixed_precision'] == 'fp16'
         self.scaler = torch.amp.GradScaler(device.type, enabled=fp16)
-        self.loss = FocalLoss(**run['loss']).to(device)
+        self.loss = _loss_of(run['loss']).to(device)
         if compile: self.model.compile()
         self.trained = _share_batchnorm(self.model, processes)
 
@@ -183,5 +185,6 @@ def _validate(self:_Training) -> dict: # `validation_loss`, `validation_auroc`
     device = processes.device
     known = torch.tensor(np.array(targets, order='C')).to(device)
     value = self.loss(logits.to(device), known).sum(1).mean()
-    auroc = per_finding(roc_auc_score, targets, logits.numpy()).mean()
+    odds = self.loss.log_odds(logits).numpy() # a class's logit alone would not rank images
+    auroc = per_finding(roc_auc_score, targets, odds).mean()
     return {'validation_loss': float(value), 'validation_auroc': float(auroc)}

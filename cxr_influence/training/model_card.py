@@ -221,9 +221,9 @@ def _failures(
 # %% ../../nbs/4_training/09_model_card.ipynb #1f5265c9
 def _loss_name(
     settings:dict, # of a loss, as a checkpoint keeps them
-) -> str: # `focal`, `weighted_bce`, `bce`
+) -> str: # one of `LOSSES`
     "Name a loss by its settings."
-    if settings.get('name'): return settings['name']
+    if name := settings.get('name') or settings.get('kind'): return name
     if settings.get('gamma'): return 'focal'
     weights = settings.get('class_weights')
     return 'weighted_bce' if weights is not None and set(weights) != {1.} else 'bce'
@@ -280,10 +280,11 @@ def _describe_training(facts:dict) -> dict: # heading -> Markdown
         equal = set(weights) == {1.}
         named = zip(facts.get('findings', FINDINGS), weights)
         loss['class weights'] = 'all 1' if equal else dict(named)
+    kind = 'exclusive classes' if loss.pop('kind', '') else 'independent findings'
     model = {'backbone': facts['backbone'], 'input': f'{size} x {size} grey pixels',
              'mean and deviation of the input': facts.get('normalisation'),
              'initial weights': facts.get('weights_facts') or facts.get('weights'),
-             'output': f'{len(facts.get("findings", FINDINGS))} independent findings'}
+             'output': f'{len(facts.get("findings", FINDINGS))} {kind}'}
     losses = {f'loss, {name}': value for name, value in loss.items()}
     rest = {name: value for name, value in facts.items() if name not in _SHOWN}
     training = {'loss': _loss_name(facts['loss']), **losses, **rest}

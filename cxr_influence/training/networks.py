@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 import torchvision
@@ -90,8 +91,21 @@ class _Unread(dict):
     def __init__(self, *_, **__): pass
     def __setstate__(self, state): pass
 
-_STAND_INS = {'collections.defaultdict': lambda *_: {}, 'collections.deque': lambda *_: []}
+class _Array(_Unread):
+    "Stands for an array of NumPy."
+    def __setstate__(self, state): self.state = state
 
+class _Dtype(_Unread):
+    "Stands for the type of its numbers, such as `f4`."
+    def __init__(self, code='', *_): self.code = code
+    def __setstate__(self, state): self.code = state[1].replace('|', '') + self.code
+
+_STAND_INS = {'collections.defaultdict': lambda *_: {}, 'collections.deque': lambda *_: [],
+              'numpy.ndarray': _Array, 'numpy.dtype': _Dtype} | dict.fromkeys(
+    [f'numpy.{core}.multiarray._reconstruct' for core in ['core', '_core']],
+    lambda *_: _Array())
+
+# %% ../../nbs/4_training/02_networks.ipynb #snpy0000
 def _stand_ins(path:Path) -> list: # pairs for `torch.serialization.safe_globals`
     "Name the classes and functions that a PyTorch file asks for, each with its stand-in."
     if zipfile.is_zipfile(path):
@@ -130,8 +144,20 @@ def _dictionaries(content, place:str='') -> dict: # place -> (name -> tensor)
     if not isinstance(content, dict): return {}
     tensors = {str(name): t for name, t in content.items()
                if isinstance(t, Tensor) and t.layout == torch.strided and not t.is_meta}
+    tensors = tensors or _of_arrays(content)
     found = {place: tensors} if tensors else {}
     for name, value in content.items(): found |= _dictionaries(value, f'{place}{name}.')
+    return found
+
+def _of_arrays(content:dict) -> dict: # name -> tensor
+    "Make tensors of the arrays of a dictionary that has no tensors, from their bytes."
+    found = {}
+    for name, value in content.items():
+        _, shape, kind, fortran, data = getattr(value, 'state', [None] * 5)
+        code = re.fullmatch('[<=>]?([fiu][248])', getattr(kind, 'code', ''))
+        if not code or not isinstance(data, bytes): continue
+        array = np.frombuffer(data, code[0]).reshape(shape, order='F' if fortran else 'C')
+        found[str(name)] = torch.tensor(array.astype(code[1]))
     return found
 
 # %% ../../nbs/4_training/02_networks.ipynb #23be81ae
@@ -202,6 +228,12 @@ def _check_fit(
         if tensor.is_complex() or not tensor.isfinite().all():
             raise InputError(f'{source} has values in {name} that are no finite numbers.')
 
+# %% ../../nbs/4_training/02_networks.ipynb #sgrey001
+def _three_channels(t:Tensor, own:Tensor) -> Tensor: # (c, 3, h, w) of (c, 1, h, w)
+    "Let a first layer that was made for grey images see their mean over three equal channels."
+    grey = own.dim() == 4 and own.shape[1] == 3 and t.shape == own[:, :1].shape
+    return t.expand(own.shape) / 3 if grey else t
+
 # %% ../../nbs/4_training/02_networks.ipynb #afba07d0
 class _Match(NamedTuple):
     tensors:dict # name here -> tensor
@@ -222,6 +254,7 @@ def _match(
     ends = [f'{head}.weight', f'{head}.bias']
     whole = all(n in taken and taken[n].shape == own[n].shape for n in ends)
     if not whole: taken = {here: t for here, t in taken.items() if here not in ends}
+    taken = {here: _three_channels(t, own[here]) for here, t in taken.items()}
     _check_fit({**{n: own[n] for n in ends}, **taken}, own,
                [name for name in state if name not in found.values()], source)
     return _Match(taken, _match_table(found, taken, own, state))
@@ -229,7 +262,9 @@ def _match(
 # %% ../../nbs/4_training/02_networks.ipynb #3c2350da
 def _match_table(found:dict, taken:dict, own:dict, state:dict) -> pd.DataFrame:
     "Tabulate what became of each tensor of a file, and which are new."
-    rows = [(name, here, 'found' if name == here else 'renamed')
+    def grey(here, name): return _three_channels(state[name], own[here]) is not state[name]
+    rows = [(name, here, 'made three channels' if grey(here, name) else
+             'found' if name == here else 'renamed')
             for here, name in found.items() if here in taken]
     there = {name for name, _, _ in rows}
     rows += [(name, '', 'left out') for name in state if name not in there]
