@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'training.imports': ['import_checkpoint'],
     'attribution.scoring': ['influence'],
     'attribution.pairwise': ['pairwise', 'open_pairwise'],
-    'attribution.pools': ['score_images'],
+    'attribution.pools': ['score_images', 'load_pool'],
     'evidence.valuations': ['valuations', 'label_error_scores'],
     'evidence.subsets': ['run_subsets'],
     'evidence.comparison': ['compare'],
