@@ -7,9 +7,11 @@ __all__ = ['predict']
 
 # %% ../../nbs/4_training/05_loop.ipynb #529f15bb
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from fastcore.basics import patch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ from ..measures.metrics import per_finding
 from .checkpoints import _PRECISIONS, Recipe, _recipe_facts
 from .distributed import Processes, _share_batchnorm
 from .losses import FocalLoss, _sized, training_loss
-from .networks import make_model
+from .networks import make_model, smooth_network
 
 # %% ../../nbs/4_training/05_loop.ipynb #8ce6f00a
 @torch.no_grad()
@@ -55,17 +57,92 @@ def _run_settings(
 def _has_bf16(device:torch.device) -> bool: # in hardware
     return device.type == 'cuda' and torch.cuda.is_bf16_supported(False)
 
+# %% ../../nbs/4_training/05_loop.ipynb #22aea576
+class _SmoothAdamW(torch.optim.AdamW):
+    "AdamW that divides by √(v̂ + root_epsilon) + ε: no kink where a gradient is zero."
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for p in group['params']:
+                if p.grad is not None: self._move(p, group)
+
+    def _move(self, p:Tensor, group:dict) -> None:
+        state, rate, (beta1, beta2) = self.state[p], group['lr'], group['betas']
+        if not state:
+            state |= dict(step=torch.tensor(0.), exp_avg=torch.zeros_like(p),
+                          exp_avg_sq=torch.zeros_like(p))
+        state['step'] += 1
+        m, v, k = state['exp_avg'], state['exp_avg_sq'], int(state['step'])
+        m.lerp_(p.grad, 1 - beta1)
+        v.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+        root = (v / (1 - beta2**k) + self.root_epsilon).sqrt_().add_(group['eps'])
+        p.mul_(1 - rate * group['weight_decay'])
+        p.addcdiv_(m, root, value=-rate / (1 - beta1**k))
+
 # %% ../../nbs/4_training/05_loop.ipynb #17b36442
 def _make_optimizer(
     model:nn.Module,
     learning_rate:float,
     weight_decay:float,
+    betas:tuple=(.9, .999),
+    root_epsilon:float=0.,
 ) -> torch.optim.AdamW:
     "AdamW that decays matrices and kernels alone (Loshchilov and Hutter 2019)."
     flat = [p for p in model.parameters() if p.ndim < 2]
     full = [p for p in model.parameters() if p.ndim >= 2]
-    return torch.optim.AdamW([{'params': full, 'weight_decay': weight_decay},
-                              {'params': flat, 'weight_decay': 0.}], lr=learning_rate)
+    groups = [{'params': full, 'weight_decay': weight_decay},
+              {'params': flat, 'weight_decay': 0.}]
+    optimizer = (_SmoothAdamW if root_epsilon else torch.optim.AdamW)(
+        groups, lr=learning_rate, betas=tuple(betas))
+    optimizer.root_epsilon = root_epsilon
+    return optimizer
+
+# %% ../../nbs/4_training/05_loop.ipynb #72accb5c
+class _WeightedBatchNorm(nn.BatchNorm2d):
+    "BatchNorm whose statistics in training count each image by its weight."
+    shared = None # `weights` (b,) or None of the batch; `seen`: list that takes statistics
+
+    def forward(self, x:Tensor) -> Tensor: # (b, channels, h, w)
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight,
+                                self.bias, eps=self.eps)
+        mean, var, unbiased = _batch_statistics(x, self.shared.weights)
+        if self.shared.seen is None: self._follow(mean.detach(), unbiased.detach())
+        else: self.shared.seen += [mean, unbiased]
+        scale = self.weight * (var + self.eps).rsqrt()
+        return x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
+
+    @torch.no_grad()
+    def _follow(self, mean:Tensor, var:Tensor) -> None:
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var, self.momentum)
+
+# %% ../../nbs/4_training/05_loop.ipynb #66817fdd
+def _batch_statistics(
+    x:Tensor, # (b, channels, h, w)
+    weights:Tensor|None=None, # (b,); None: all 1
+) -> tuple: # mean, variance, unbiased variance: (channels,) each
+    "Compute a batch's statistics, each image counted by its weight."
+    if weights is None:
+        var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+        count = x.numel() / x.shape[1]
+    else:
+        share, count = weights / weights.sum(), x[0, 0].numel() * weights.sum()
+        mean = share @ x.mean((2, 3))
+        var = share @ (x - mean[:, None, None]).square().mean((2, 3))
+    return mean, var, var * (count / (count - 1))
+
+def _weigh_batchnorm(
+    model:nn.Module, # changed in place
+    seen:list|None=None, # takes each batch's statistics, instead of the running ones
+) -> SimpleNamespace: # its `weights` are those of the next batch
+    "Let a network's BatchNorm layers honour weights of images."
+    shared = SimpleNamespace(weights=None, seen=seen)
+    for layer in model.modules():
+        if type(layer) is nn.BatchNorm2d:
+            layer.__class__, layer.shared = _WeightedBatchNorm, shared
+    return shared
 
 # %% ../../nbs/4_training/05_loop.ipynb #5ed36652
 class _Training:
@@ -84,10 +161,12 @@ class _Training:
         weights = initial or run['weights']
         self.model = make_model(run['backbone'], weights, run['seed'], data.store.size,
                                 findings=run['findings'])
+        self._adapt_model()
         self.model.to(device, memory_format=torch.channels_last)
         self.averaged = _average(self.model, run['ema'])
-        decay = run['weight_decay']
-        self.optimizer = _make_optimizer(self.model, run['peak_learning_rate'], decay)
+        self.optimizer = _make_optimizer(
+            self.model, run['peak_learning_rate'], run['weight_decay'], run['betas'],
+            run['root_epsilon'])
         fp16 = run['mixed_precision'] == 'fp16'
         self.scaler = torch.amp.GradScaler(device.type, enabled=fp16)
         self.loss = FocalLoss(**run['loss']).to(device)
@@ -95,6 +174,14 @@ class _Training:
         self.trained = _share_batchnorm(self.model, processes)
 
 # %% ../../nbs/4_training/05_loop.ipynb #f2ef37e2
+@patch
+def _adapt_model(self:_Training) -> None:
+    "Make the network smooth, and its BatchNorm weighted, where the run and the data ask."
+    facts, weights = self.model.weights_facts, self.data.weights
+    smooth_network(self.model, self.run['smooth'], self.run['logit_scale'])
+    self.model.weights_facts, self._shared = facts, None
+    if weights is not None and weights.ndim == 1: self._shared = _weigh_batchnorm(self.model)
+
 def _average(
     model:nn.Module,
     decay:float|None,
@@ -138,13 +225,16 @@ def _take_step(self:_Training,
     x:Tensor, # (b, 3, size, size)
     y:Tensor, # (b, 14)
     size:int, # images of the batch in all processes
+    w:Tensor|None=None, # (b,) or (b, 14) weights; None: all 1
 ) -> Tensor: # the summed loss of these images, still on the device
     "Take one step of AdamW down the gradient of the batch's mean loss."
     seed, processes = self.run['seed'] * 1_000_003 + self.step, self.processes
     torch.manual_seed(seed * processes.count + processes.index)
     self._set_rate()
     self.trained.train()
-    value = self.loss(self._forward(x), y).sum()
+    if self._shared: self._shared.weights = w
+    losses = self.loss(self._forward(x), y)
+    value = (losses if w is None else losses * w.view(len(y), -1)).sum()
     self.scaler.scale(value * processes.count / size).backward()
     self.scaler.unscale_(self.optimizer)
     nn.utils.clip_grad_norm_(self.model.parameters(), self.run['clip'])
@@ -163,9 +253,17 @@ def done(self:_Training) -> int: # steps of the epoch so far
 @patch
 def _batches(self:_Training): # yields `x`, `y`, `i`
     "Yield this process's part of the batches that are left in the epoch."
-    generator = torch.Generator().manual_seed(self.run['seed'] * 10_007 + self.epochs + 1)
+    generator = _order(self.run['seed'], self.epochs)
     return batches(self.data, self.rows, self.run['batch_size'], self.processes.device,
                    generator, self.done, self.processes.part)
+
+def _order(seed:int, epochs:int) -> torch.Generator: # of the epoch after so many
+    return torch.Generator().manual_seed(seed * 10_007 + epochs + 1)
+
+@patch
+def _weights_of(self:_Training, rows) -> Tensor|None: # (b,) or (b, findings)
+    if self.data.weights is None: return None
+    return torch.tensor(self.data.weights[rows]).float().to(self.processes.device)
 
 # %% ../../nbs/4_training/05_loop.ipynb #fa12ca5f
 @patch(as_prop=True)
