@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from fastcore.basics import patch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
@@ -100,15 +99,15 @@ def _make_optimizer(
 # %% ../../nbs/4_training/05_loop.ipynb #72accb5c
 class _WeightedBatchNorm(nn.BatchNorm2d):
     "BatchNorm whose statistics in training count each image by its weight."
-    shared = None # `weights` (b,) or None of the batch; `seen`: list that takes statistics
+    shared = None # `weights` (b,) or None of the batch; `seen`: dict that takes statistics
 
     def forward(self, x:Tensor) -> Tensor: # (b, channels, h, w)
-        if not self.training:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight,
-                                self.bias, eps=self.eps)
-        mean, var, unbiased = _batch_statistics(x, self.shared.weights)
-        if self.shared.seen is None: self._follow(mean.detach(), unbiased.detach())
-        else: self.shared.seen += [mean, unbiased]
+        seen, mean, var = self.shared.seen, self.running_mean, self.running_var
+        if not self.training and seen is None: return super().forward(x)
+        if self.training:
+            mean, var, unbiased = _batch_statistics(x, self.shared.weights)
+            if seen is None: self._follow(mean.detach(), unbiased.detach())
+            else: seen[self] = torch.cat([mean, unbiased])
         scale = self.weight * (var + self.eps).rsqrt()
         return x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
 
@@ -135,7 +134,7 @@ def _batch_statistics(
 
 def _weigh_batchnorm(
     model:nn.Module, # changed in place
-    seen:list|None=None, # takes each batch's statistics, instead of the running ones
+    seen:dict|None=None, # layer -> statistics of the last batch; the running ones then stay
 ) -> SimpleNamespace: # its `weights` are those of the next batch
     "Let a network's BatchNorm layers honour weights of images."
     shared = SimpleNamespace(weights=None, seen=seen)
