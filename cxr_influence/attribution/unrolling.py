@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/5_attribution/07_unrolling.ipynb #d3831f7f
+# %% ../../nbs/5_attribution/07_unrolling.ipynb #02aae4f2
 import copy
 from typing import NamedTuple
 
@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
-from ..data.files import InputError
 from ..training.loop import _weigh_batchnorm, _WeightedBatchNorm
 
-# %% ../../nbs/5_attribution/07_unrolling.ipynb #b9bcb10a
+# %% ../../nbs/5_attribution/07_unrolling.ipynb #2e79941b
 class _State(NamedTuple):
     "What a step of training changes; or its adjoints, (k, ...) for k targets."
     p:Tensor # (P,) parameters
@@ -39,7 +38,7 @@ class _Network:
         return {name: part.view(shape)
                 for name, part, shape in zip(self.names, parts, self.shapes)}
 
-# %% ../../nbs/5_attribution/07_unrolling.ipynb #30b18cc3
+# %% ../../nbs/5_attribution/07_unrolling.ipynb #4e135468
 def _flat(tensors, like:Tensor) -> Tensor: # one vector
     return torch.cat([like.new_zeros(0), *(t.reshape(-1).to(like) for t in tensors)])
 
@@ -57,7 +56,7 @@ def _state_of(net:_Network, model:nn.Module) -> _State: # of a model before its 
     return _State(p, torch.zeros_like(p), torch.zeros_like(p),
                   _flat([buffers[name] for name in names], p).detach().clone())
 
-# %% ../../nbs/5_attribution/07_unrolling.ipynb #b99e05ac
+# %% ../../nbs/5_attribution/07_unrolling.ipynb #166a4b3e
 class _Batch(NamedTuple):
     "What one step sees."
     x:Tensor # (b, 3, size, size)
@@ -76,13 +75,13 @@ def _eval_losses(net:_Network, state:_State, x:Tensor, y:Tensor) -> Tensor: # (b
     tensors = net.named(state.p) | _buffers(net, state.r)
     return net.loss(functional_call(net.model.eval(), tensors, x), y)
 
-# %% ../../nbs/5_attribution/07_unrolling.ipynb #4f9dc760
+# %% ../../nbs/5_attribution/07_unrolling.ipynb #7ff6035f
 def _gradient(net:_Network, p:Tensor, batch:_Batch) -> tuple: # (P,); (R,) statistics
     "Compute the gradient of a batch's loss, as a function that can be differentiated again."
     def value(p, w): return _batch_loss(net, p, batch._replace(w=w))
     return torch.func.grad(value, has_aux=True)(p, batch.w)
 
-# %% ../../nbs/5_attribution/07_unrolling.ipynb #a46a504d
+# %% ../../nbs/5_attribution/07_unrolling.ipynb #86d30981
 class _Step(NamedTuple):
     "The settings of one step."
     number:int # from 1
@@ -101,7 +100,7 @@ def _root(v:Tensor, at:_Step) -> Tensor: # of the corrected second moment; 0 whe
 def _clipped(g:Tensor, at:_Step) -> Tensor: # the factor
     return (at.clip / (g.norm() + 1e-6)).clamp(max=1)
 
-# %% ../../nbs/5_attribution/07_unrolling.ipynb #8a748dd6
+# %% ../../nbs/5_attribution/07_unrolling.ipynb #35fcd1b1
 def _pure_step(net:_Network, state:_State, batch:_Batch, at:_Step) -> _State: # after it
     "Take one step of training, as a function without side effects."
     (one, two), (g, seen) = at.betas, _gradient(net, state.p, batch)
@@ -111,7 +110,7 @@ def _pure_step(net:_Network, state:_State, batch:_Batch, at:_Step) -> _State: # 
     return _State((1 - at.rate * at.decay) * state.p - moved, m, v,
                   (1 - at.momentum) * state.r + at.momentum * seen)
 
-# %% ../../nbs/5_attribution/07_unrolling.ipynb #fc0f791e
+# %% ../../nbs/5_attribution/07_unrolling.ipynb #985d2dd8
 def _reverse_adamw(state:_State, g:Tensor, at:_Step, after:_State) -> tuple: # m′; u, m̄, v̄
     "Turn the adjoints after AdamW's step into those before it, and the direction u."
     (one, two), norm, c = at.betas, g.norm(), _clipped(g, at)
@@ -126,7 +125,7 @@ def _reverse_adamw(state:_State, g:Tensor, at:_Step, after:_State) -> tuple: # m
     if c < 1: u = c * u - c**2 / at.clip * (u @ g)[:, None] * g / norm
     return m, u, one * m_bar, two * v_bar
 
-# %% ../../nbs/5_attribution/07_unrolling.ipynb #c1e4378f
+# %% ../../nbs/5_attribution/07_unrolling.ipynb #059991bb
 def _reverse_step(
     net:_Network,
     state:_State, # before the step
@@ -146,7 +145,7 @@ def _reverse_step(
     p_bar = p_bar + (1 - at.rate * at.decay) * after.p
     return _State(p_bar, m_bar, v_bar, (1 - at.momentum) * after.r), w_bar, m
 
-# %% ../../nbs/5_attribution/07_unrolling.ipynb #8a42d377
+# %% ../../nbs/5_attribution/07_unrolling.ipynb #ea3ee604
 def _final_adjoints(
     net:_Network,
     state:_State, # at the end
@@ -167,7 +166,7 @@ def _final_adjoints(
         seen.append(losses.detach())
     return _State(*bars), torch.cat(seen)
 
-# %% ../../nbs/5_attribution/07_unrolling.ipynb #4654d702
+# %% ../../nbs/5_attribution/07_unrolling.ipynb #282052c5
 def _forward_step(
     net:_Network,
     state:_State, # before the step
