@@ -109,7 +109,8 @@ class _WeightedBatchNorm(nn.BatchNorm2d):
             if seen is None: self._follow(mean.detach(), unbiased.detach())
             else: seen[self] = torch.cat([mean, unbiased])
         scale = self.weight * (var + self.eps).rsqrt()
-        return x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
+        shift, scale = self.bias[:, None, None], scale[:, None, None]
+        return torch.addcmul(shift, x - mean[:, None, None], scale)
 
     @torch.no_grad()
     def _follow(self, mean:Tensor, var:Tensor) -> None:
@@ -123,13 +124,11 @@ def _batch_statistics(
     weights:Tensor|None=None, # (b,); None: all 1
 ) -> tuple: # mean, variance, unbiased variance: (channels,) each
     "Compute a batch's statistics, each image counted by its weight."
-    if weights is None:
-        var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-        count = x.numel() / x.shape[1]
-    else:
-        share, count = weights / weights.sum(), x[0, 0].numel() * weights.sum()
-        mean = share @ x.mean((2, 3))
-        var = share @ (x - mean[:, None, None]).square().mean((2, 3))
+    if weights is None: weights = x.new_ones(len(x))
+    share, count = weights / weights.sum(), x[0, 0].numel() * weights.sum()
+    mean = share @ x.mean((2, 3))
+    centred = (x - mean[:, None, None]).flatten(2)
+    var = share @ torch.linalg.vecdot(centred, centred) / x[0, 0].numel()
     return mean, var, var * (count / (count - 1))
 
 def _weigh_batchnorm(
