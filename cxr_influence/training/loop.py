@@ -45,16 +45,15 @@ def _run_settings(
     device:torch.device,
 ) -> dict: # JSON
     "Write out all settings that decide the result of a run."
-    half = 'bf16' if _has_bf16(device) else 'no'
     loss = _sized(recipe.loss or training_loss('focal', data.frame), data.findings)
     recipe = recipe._replace(loss=loss,
-                             mixed_precision=recipe.mixed_precision or half)
+                             mixed_precision=recipe.mixed_precision or _precision_on(device))
     return _recipe_facts(recipe) | dict(
         seed=int(seed), image_size=data.store.size, data=data.fingerprint,
         normalisation=[MEAN, STD], findings=data.findings)
 
-def _has_bf16(device:torch.device) -> bool: # in hardware
-    return device.type == 'cuda' and torch.cuda.is_bf16_supported(False)
+def _precision_on(device:torch.device) -> str: # bf16 where the hardware has it
+    return 'bf16' if device.type == 'cuda' and torch.cuda.is_bf16_supported(False) else 'no'
 
 # %% ../../nbs/4_training/05_loop.ipynb #22aea576
 class _SmoothAdamW(torch.optim.AdamW):
@@ -124,7 +123,7 @@ def _batch_statistics(
     weights:Tensor|None=None, # (b,); None: all 1
 ) -> tuple: # mean, variance, unbiased variance: (channels,) each
     "Compute a batch's statistics, each image counted by its weight."
-    if weights is None: weights = x.new_ones(len(x))
+    weights = x.new_ones(len(x)) if weights is None else weights.to(x)
     share, count = weights / weights.sum(), x[0, 0].numel() * weights.sum()
     mean = share @ x.mean((2, 3))
     centred = (x - mean[:, None, None]).flatten(2)
@@ -138,7 +137,7 @@ def _weigh_batchnorm(
     "Let a network's BatchNorm layers honour weights of images."
     shared = SimpleNamespace(weights=None, seen=seen)
     for layer in model.modules():
-        if type(layer) is nn.BatchNorm2d:
+        if type(layer) in (nn.BatchNorm2d, _WeightedBatchNorm):
             layer.__class__, layer.shared = _WeightedBatchNorm, shared
     return shared
 

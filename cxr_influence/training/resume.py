@@ -25,7 +25,7 @@ from ..data.splits import check_splits
 from .checkpoints import (_LATER, Checkpoint, Recipe, _check_one_run,
     _check_recipe, _removed, _state_files, list_checkpoints, save_checkpoint)
 from .distributed import Processes, join_processes
-from .loop import _order, _run_settings, _Training
+from .loop import _order, _precision_on, _run_settings, _Training
 from .networks import _load_state
 from ..data.labels import findings_of
 
@@ -324,6 +324,9 @@ def _check_weights(data:Data, recipe:Recipe, processes:Processes, seed:int) -> N
         raise InputError(f'The images have weights, and {processes.count} processes train: '
                          'train in one.')
     if data.weights.ndim > 1: return
+    if (recipe.mixed_precision or _precision_on(processes.device)) != 'no':
+        raise InputError('The images have weights, which BatchNorm honours in full precision '
+                         "alone: give a recipe with mixed_precision='no'.")
     for epoch in range(recipe.epochs):
         plan = _plan_batches(data.rows('train'), recipe.batch_size, _order(seed, epoch))
         for number, (rows, _) in enumerate(plan, 1):
