@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['smoothness', 'unroll', 'along']
 
-# %% ../../nbs/5_attribution/08_whole_run.ipynb #670e66b5
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #d0d5715d
 import json, math, shutil, time
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +31,7 @@ from ..training.distributed import join_processes
 from ..training.loop import _Training
 from ..training.resume import fit
 
-# %% ../../nbs/5_attribution/08_whole_run.ipynb #e65ce4d9
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #30c584e8
 def _check_run(facts:dict, folder:Path) -> None:
     "Raise `InputError` if a run's training cannot be unrolled."
     how = "train with recipe('smooth'), on one device"
@@ -54,7 +54,7 @@ def _check_layers(model:nn.Module) -> None:
                              'is random or has a state, and its steps cannot be unrolled: '
                              'use a DenseNet or another backbone without dropout.')
 
-# %% ../../nbs/5_attribution/08_whole_run.ipynb #ae6fdec2
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #f1518a57
 class _Replay:
     "A run, from whose checkpoints the steps are taken again. Raises `InputError`."
     def __init__(self, run:str|Path, data:Data, device=None):
@@ -76,7 +76,7 @@ class _Replay:
     def _on(self, state:_State) -> _State: # on the device
         return _State(*(t.to(self.processes.device) for t in state))
 
-# %% ../../nbs/5_attribution/08_whole_run.ipynb #94a54a50
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #6bb07263
 @patch
 def _get(self:_Replay) -> _State: # of the training now
     "Take the state from the training."
@@ -103,7 +103,7 @@ def _put(self:_Replay, state:_State, step:int) -> None:
                                            'exp_avg': found[0], 'exp_avg_sq': found[1]}
     training.step, training.epochs = step, step // self.steps
 
-# %% ../../nbs/5_attribution/08_whole_run.ipynb #720c78ef
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #973538d7
 class _Moment(NamedTuple):
     "One step of the run."
     number:int # from 0
@@ -126,7 +126,7 @@ def _walk(self:_Replay, state:_State, first:int, last:int): # yields `_Moment`
                    facts['root_epsilon'], facts['clip'])
         yield _Moment(number, before, state, _Batch(x, y, w), i, at)
 
-# %% ../../nbs/5_attribution/08_whole_run.ipynb #36faef03
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #2966ad63
 @patch
 def _at(self:_Replay, epoch:int) -> _State: # at its end; 0: before the first step
     "Read the state at the end of an epoch."
@@ -152,7 +152,7 @@ def _check_arrival(self:_Replay, moment:_Moment) -> None:
                      f'weights in {checkpoint.folder}: another machine or setting trained it '
                      f'({differ}); train it here, and with as many threads.')
 
-# %% ../../nbs/5_attribution/08_whole_run.ipynb #f8e46bbf
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #3f3f6072
 @patch
 def _backward(self:_Replay, state:_State, first:int, last:int, room:int): # yields `_Moment`
     "Take steps of one epoch again, the last first, keeping at most so many states."
@@ -173,7 +173,7 @@ def _room(self:_Replay, gigabytes:float) -> int: # states that fit
     size = self.training.run['image_size']**2 * self.training.run['batch_size']
     return int(gigabytes * 1e9 // (4 * (3 * len(self.start.p) + len(self.start.r) + size)))
 
-# %% ../../nbs/5_attribution/08_whole_run.ipynb #fb7eceb1
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #374a5647
 def _check_step(moment:_Moment, m:Tensor) -> None:
     "Raise `InputError` if the equations give another step than training."
     there = moment.after.m.to(m)
@@ -192,7 +192,7 @@ def _adjoints(self:_Replay, weights:Tensor, against:str) -> _State:
     if against == 'validation': _check_loss(checkpoint, losses.sum(1).cpu())
     return adjoint
 
-# %% ../../nbs/5_attribution/08_whole_run.ipynb #faf70552
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #5000982d
 @patch
 def _unroll(self:_Replay,
     weights:Tensor, # (k, n, findings) of the target losses
@@ -227,7 +227,7 @@ def _step_back(self:_Replay, moment:_Moment, adjoint:_State, per_label:bool) -> 
     _check_step(moment, m)
     return adjoint, share * batch.w
 
-# %% ../../nbs/5_attribution/08_whole_run.ipynb #796511f0
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #037c5d7c
 def _metasmoothness(start:Tensor, once:Tensor, twice:Tensor) -> float: # parameters, flat
     "Weigh by how far parameters moved whether both moves agree (Engstrom et al. 2025)."
     moved = (twice - start).abs().double()
@@ -243,7 +243,7 @@ def _kept_smoothness(run:str|Path, replay:_Replay) -> float|None:
     same = kept.get('checkpoint') == replay.checkpoints[-1]._files()
     return kept['smoothness'] if same else None
 
-# %% ../../nbs/5_attribution/08_whole_run.ipynb #3aba07fe
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #81a3df1e
 def smoothness(
     run:str|Path, # folder of checkpoints
     data:Data,
@@ -276,7 +276,7 @@ def _measure_smoothness(run, replay:_Replay, change:float, seed:int, device) -> 
     shutil.rmtree(base)
     return _metasmoothness(replay._at(replay.epochs).p, *ends)
 
-# %% ../../nbs/5_attribution/08_whole_run.ipynb #38f1804f
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #1dadbb1f
 _WHOLE_RUN = ('Derivative of the losses at the end of the run with respect to the weight of a '
               'training image in every step (Engstrom et al. 2025); the predicted rise of the '
               'mean validation loss without the image: positive is helpful')
@@ -294,7 +294,7 @@ def _check_window(first_epoch, memory, per_label:bool, replay:_Replay) -> None:
                          + ('labels: give per_label=True.' if weights.ndim == 2 else
                             'images: give per_label=False.'))
 
-# %% ../../nbs/5_attribution/08_whole_run.ipynb #023a3510
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #0d870394
 def _tabulate(found:np.ndarray, columns:list, data:Data, per_label:bool) -> pd.DataFrame:
     "Name the scores of training images."
     rows, adding = data.rows('train'), 1 if 'influence' in columns else len(data.findings)
@@ -313,7 +313,7 @@ def _tabulate(found:np.ndarray, columns:list, data:Data, per_label:bool) -> pd.D
               for name, s in zip(data.findings, labels)}
     return pd.DataFrame(table).rename_axis('image')
 
-# %% ../../nbs/5_attribution/08_whole_run.ipynb #0af1c134
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #f9a6a5d8
 def unroll(
     run:str|Path, # folder of checkpoints
     data:Data,
@@ -341,7 +341,7 @@ def unroll(
         _write_scores(table, out, _facts_of(replay, run, first_epoch, settings, start))
     return table
 
-# %% ../../nbs/5_attribution/08_whole_run.ipynb #51a75222
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #9d9e4bb2
 def _made_of(replay:_Replay, query:dict, first_epoch:int, settings:dict) -> list: # JSON
     "State all that decides the scores of a run."
     weights = {name: _digest(values.tolist()) for name, values in query.items()}
@@ -358,7 +358,7 @@ def _facts_of(replay:_Replay, run, first_epoch:int, settings:dict, start:float) 
         smoothness=_kept_smoothness(run, replay), torch=torch.__version__,
         seconds=round(time.perf_counter() - start, 1))
 
-# %% ../../nbs/5_attribution/08_whole_run.ipynb #f83aa663
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #fd5d48a8
 def _group_rows(data:Data, group) -> np.ndarray: # row numbers
     "Find training images by name. Raises `InputError` if one is none."
     written = pd.Index([group] if isinstance(group, str) else group)
@@ -383,7 +383,7 @@ def _effects(self:_Replay, moment:_Moment, tangent:_State, against:str) -> pd.Da
     table.insert(0, 'effect', table.sum(axis=1))
     return table.rename_axis('image')
 
-# %% ../../nbs/5_attribution/08_whole_run.ipynb #f8ea94c2
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #caf6fbbb
 def along(
     run:str|Path, # folder of checkpoints
     data:Data,

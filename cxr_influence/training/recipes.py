@@ -32,7 +32,7 @@ RECIPES = {
         Recipe('densenet_small', 'random', epochs=12, batch_size=16, learning_rate=2e-3),
         'focal', 64),
     'smooth': NamedRecipe(
-        Recipe('densenet_small', 'random', epochs=12, batch_size=64, learning_rate=4e-3,
+        Recipe('densenet_small', 'random', epochs=12, batch_size=64, learning_rate=2e-3,
                warmup=.25, mixed_precision='no', smooth=True, logit_scale=.1,
                betas=(.95, .975), root_epsilon=1e-8),
         'focal', 64),
