@@ -6,7 +6,7 @@ import pytest, torch, torchvision
 from torch import nn
 
 from cxr_influence.attribution import whole_run
-from cxr_influence.attribution.densenet import fastest, is_densenet
+from cxr_influence.attribution.densenet import is_densenet
 from cxr_influence.attribution.scoring import influence, score_checkpoint, verify
 from cxr_influence.attribution.unrolling import (_Batch, _eval_losses, _final_adjoints, _forward_step, _Network, _pure_step,
     _reverse_step, _State, _state_of, _Step)

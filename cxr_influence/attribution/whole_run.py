@@ -43,6 +43,7 @@ def _check_run(facts:dict, folder:Path) -> None:
             raise InputError(f'{folder} was trained with {name} {value}, and such steps cannot '
                              f'be unrolled: {how}, with {name} {usual}.')
 
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #b190ed55
 def _check_layers(model:nn.Module) -> None:
     "Raise `InputError` for a layer that the equations leave out."
     for name, layer in model.named_modules():
