@@ -34,7 +34,7 @@ def test_recipes_have_the_numbers_they_had():
            'medical_mae': (75, 1024, 1e-3, .05, 5 / 75, 10.), 'smooth': (12, 64, 2e-3, .01, .25, 10.)}
     assert {name: tuple(getattr(recipe(name), key) for key in settings) for name in RECIPES} == had
     focal = [name for name, named in RECIPES.items() if named.loss == 'focal']
-    assert focal == ['small', 'default', 'dacnet']
+    assert focal == ['small', 'smooth', 'default', 'dacnet']
 
 def test_unknown_names_are_answered_with_the_known_ones():
     assert all(name in sentence(recipe, 'resnet') for name in RECIPES)
