@@ -11,8 +11,7 @@ from test_scoring import double, near # a fixture, and a comparison in float64
 from cxr_influence.attribution.pools import score_images
 from cxr_influence.attribution.scoring import influence
 from cxr_influence.attribution.tracin import gradient, plain_scores
-from cxr_influence.data.batches import Data, batches, load_data
-from cxr_influence.data.labels import FINDINGS
+from cxr_influence.data.batches import Data, batches
 from cxr_influence.data.nih import read_nih
 from cxr_influence.data.store import decode
 from cxr_influence.phantom.dataset import make_phantom

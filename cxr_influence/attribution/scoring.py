@@ -191,9 +191,10 @@ def _precondition(
 ) -> dict: # same shapes
     "Divide a direction by √v̂ + ε, bias-corrected (Loshchilov and Hutter 2019, algorithm 2)."
     defaults, moments = torch.optim.AdamW([torch.zeros(1)]).defaults, checkpoint.moments()
-    seen = 1 - defaults['betas'][1] ** checkpoint.facts['updates']
+    betas, inside = checkpoint._settings('betas', 'root_epsilon')
+    seen = 1 - betas[1] ** checkpoint.facts['updates']
     def divisor(name, v):
-        return (moments[f'{name}.exp_avg_sq'].to(v) / seen).sqrt() + defaults['eps']
+        return (moments[f'{name}.exp_avg_sq'].to(v) / seen + inside).sqrt() + defaults['eps']
     return {name: v / divisor(name, v) for name, v in direction.items()}
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #16e7216f

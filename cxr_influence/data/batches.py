@@ -6,7 +6,7 @@
 __all__ = ['MEAN', 'STD', 'Data', 'load_data', 'normalise', 'augment', 'batches']
 
 # %% ../../nbs/1_data/07_batches.ipynb #d3e6e747
-import math
+import hashlib, math
 from functools import cached_property
 from pathlib import Path
 
@@ -32,13 +32,14 @@ class Data:
         store:ImageStore, # of the same images, in the same order
     ):
         self.frame, self.store, self.findings = frame, store, findings_of(frame)
+        self.weights, self._weighted = None, '' # of the images in training: all 1
         if not store.names.equals(frame.index):
             raise InputError(f'{store.folder} was not decoded from this frame: '
                              'call decode(frame, root, size, out).')
 
     @cached_property
     def fingerprint(self) -> str: # of names, labels and splits; and of pixels
-        return f'{fingerprint(self.frame)}-{self.store.checksum}'
+        return f'{fingerprint(self.frame)}{self._weighted}-{self.store.checksum}'
     root = property(lambda self: self.frame.attrs.get('root')) # folder of the images
     report = property(lambda self: self.frame.attrs.get('report')) # what the reader found
     train = property(lambda self: self.frame[self.frame.split == 'train'])
@@ -58,7 +59,9 @@ def with_frame(self:Data,
     "The same images with another frame, of the same findings where it states no others."
     frame = frame.copy(deep=False)
     frame.attrs.setdefault('findings', self.findings)
-    return Data(frame, self.store)
+    other = Data(frame, self.store)
+    other.weights, other._weighted = self.weights, self._weighted
+    return other
 
 @patch
 def matches(self:Data,
@@ -66,6 +69,28 @@ def matches(self:Data,
 ) -> bool: # earlier versions noted the first part alone
     "Whether a fingerprint is that of this data."
     return noted in (self.fingerprint, self.fingerprint.partition('-')[0])
+
+# %% ../../nbs/1_data/07_batches.ipynb #a69d2619
+@patch
+def weighted(self:Data,
+    weights, # (n,) of the images, or (n, findings) of their labels, 0 or more; by row
+) -> Data: # with another fingerprint
+    "The same data with other weights in training. Raises `InputError`."
+    try: weights = np.array(weights, dtype='float64')
+    except (TypeError, ValueError): raise InputError('The weights are no numbers.') from None
+    if weights.shape not in (shapes := [(len(self),), (len(self), len(self.findings))]):
+        raise InputError(f'The weights have the shape {weights.shape}: give {shapes[0]}, one '
+                         f'for each row of the frame, or {shapes[1]}, one for each label.')
+    bad = ~(np.isfinite(weights) & (weights >= 0))
+    if bad.any():
+        image = self.frame.index[bad.reshape(len(self), -1).any(1)][0]
+        raise InputError(f'{image} has the weight {weights[bad][0]}: give 0 or more.')
+    other = self.with_frame(self.frame)
+    other.weights, other._weighted = None, ''
+    if (weights != 1).any():
+        digest = hashlib.sha256(str(weights.shape).encode() + weights.tobytes())
+        other.weights, other._weighted = weights, f'.{digest.hexdigest()[:8]}'
+    return other
 
 # %% ../../nbs/1_data/07_batches.ipynb #7ed8b618
 @patch(as_prop=True)

@@ -22,7 +22,7 @@ from ..data.batches import Data
 from ..data.files import InputError, _digest
 from ..data.labels import check_finding, findings_of
 from ..measures.intervals import bootstrap_auroc, percentile_interval, seed_means
-from ..training.checkpoints import Recipe
+from ..training.checkpoints import Recipe, _recipe_settings
 from ..training.losses import SoftmaxLoss
 from ..training.resume import fit
 from .valuations import label_error_scores, valuations
@@ -144,7 +144,7 @@ def noisy_run(
         raise InputError(f'kind is {noise.kind}, and each image has one class: use swapped.')
     frame, truth = inject_label_noise(data.frame, noise, seed)
     noisy = data.with_frame(only_finding(frame, noise.finding) if noise.finding else frame)
-    settings = recipe._replace(loss=recipe.loss and recipe.loss.settings())._asdict()
+    settings = _recipe_settings(recipe._replace(loss=recipe.loss and recipe.loss.settings()))
     made_of = [noisy.fingerprint, data.store.size, settings, seed]
     folder = Path(out) / _digest(made_of)
     fit(noisy, folder / 'checkpoints', recipe, seed=seed)

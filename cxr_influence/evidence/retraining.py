@@ -21,7 +21,8 @@ from ..attribution.scoring import _hold, _remove_parts
 from ..data.batches import Data
 from ..data.files import InputError, _digest, _keep, _read_kept
 from ..data.nih import match_names
-from ..training.checkpoints import Recipe, best_checkpoint, list_checkpoints
+from cxr_influence.training.checkpoints import (Recipe, _recipe_settings,
+    best_checkpoint, list_checkpoints)
 from ..training.distributed import Processes, join_processes
 from ..training.resume import fit
 from ..training.loop import predict
@@ -54,7 +55,8 @@ def _made_of(
 ) -> list: # JSON
     "State all that decides a retraining's logits."
     loss = recipe.loss and _sized(recipe.loss, data.findings).settings()
-    settings = recipe._replace(loss=loss, weights=str(recipe.weights), compile=False)._asdict()
+    settings = _recipe_settings(
+        recipe._replace(loss=loss, weights=str(recipe.weights), compile=False))
     return [data.fingerprint, data.store.size, settings, int(seed),
             data.frame.index[rows].tolist(), choose_best]
 

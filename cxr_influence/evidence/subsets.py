@@ -24,7 +24,8 @@ from ..data.nih import _read_csv, rename_images
 from .retraining import retrain, run_side_by_side, without
 from ..measures.metrics import choose_thresholds
 from ..measures.results import evaluate
-from ..training.checkpoints import Checkpoint, best_checkpoint, list_checkpoints
+from cxr_influence.training.checkpoints import (Checkpoint, _recipe_settings,
+    best_checkpoint, list_checkpoints)
 from ..training.distributed import _alone, join_processes
 from ..training.loop import predict
 from ..training.losses import FocalLoss
@@ -323,7 +324,7 @@ def _retraining_name(
 ) -> str: # twelve hexadecimal digits
     "Name a retraining by what goes into it."
     recipe = baseline.recipe()._replace(epochs=int(epochs), loss=baseline.facts['loss'])
-    same = [data.fingerprint, baseline.facts['image_size'], recipe._asdict()]
+    same = [data.fingerprint, baseline.facts['image_size'], _recipe_settings(recipe)]
     return _digest([*same, int(seed), sorted(kept)])
 
 # %% ../../nbs/6_evidence/03_subsets.ipynb #b833323c

@@ -20,7 +20,7 @@ from torch import nn
 from ..data.files import (DamagedFile, InputError, _check, _checksum,
     _checksum_path, _write_whole)
 from .losses import FocalLoss, _check_targets, _loss_of
-from .networks import _load_state, make_model
+from .networks import _load_state, make_model, smooth_network
 from ..data.labels import _check_findings
 
 # %% ../../nbs/4_training/04_checkpoints.ipynb #rec1pe01
@@ -38,6 +38,10 @@ class Recipe(NamedTuple):
     ema:float|None = None # decay of a running average of the weights, such as .999
     mixed_precision:str|None = None # `no`, `bf16`, `fp16`; None: bf16 on a GPU that has it
     compile:bool = False # with torch.compile
+    smooth:bool = False # SiLU for ReLU, average for max pooling
+    logit_scale:float = 1. # factor of the network's outputs
+    betas:tuple = (.9, .999) # decays of AdamW's moments
+    root_epsilon:float = 0. # added to the second moment, inside AdamW's root
 
 # %% ../../nbs/4_training/04_checkpoints.ipynb #3bd7c647
 _PRECISIONS = {'no': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -46,7 +50,8 @@ _POSITIVE = 'more than 0', lambda value: value > 0
 _SHARE = 'a share from 0 to below 1', lambda value: 0 <= value < 1
 _NUMBERS = {'epochs': _COUNT, 'batch_size': _COUNT, 'learning_rate': _POSITIVE,
             'weight_decay': ('0 or more', lambda value: value >= 0), 'clip': _POSITIVE,
-            'warmup': _SHARE, 'ema': _SHARE}
+            'warmup': _SHARE, 'ema': _SHARE, 'logit_scale': _POSITIVE,
+            'root_epsilon': ('0 or more', lambda value: value >= 0)}
 
 # %% ../../nbs/4_training/04_checkpoints.ipynb #e6b13561
 def _check_recipe(recipe:Recipe) -> None:
@@ -58,12 +63,20 @@ def _check_recipe(recipe:Recipe) -> None:
     if recipe.mixed_precision not in [None, *_PRECISIONS]:
         raise InputError(f'Unknown mixed_precision {recipe.mixed_precision!r}: '
                          f'use {", ".join(_PRECISIONS)}.')
+    if not isinstance(recipe.smooth, bool):
+        raise InputError(f'smooth is {recipe.smooth!r}: give True or False.')
     for name, (wanted, works) in _NUMBERS.items():
         value = getattr(recipe, name)
         if name == 'ema' and value is None: continue
-        number = isinstance(value, Real) and not isinstance(value, bool)
-        if not (number and math.isfinite(value) and works(value)):
+        if not (_is_number(value) and works(value)):
             raise InputError(f'{name} is {value!r}: give {wanted}.')
+    betas, (wanted, works) = recipe.betas, _SHARE
+    if not (isinstance(betas, (tuple, list)) and len(betas) == 2
+            and all(_is_number(beta) and works(beta) for beta in betas)):
+        raise InputError(f'betas is {betas!r}: give two, each {wanted}.')
+
+def _is_number(value) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 # %% ../../nbs/4_training/04_checkpoints.ipynb #3767d65a
 def _recipe_facts(recipe:Recipe) -> dict: # JSON
@@ -73,7 +86,17 @@ def _recipe_facts(recipe:Recipe) -> dict: # JSON
     for name, (wanted, _) in _NUMBERS.items(): # of NumPy, perhaps
         if facts[name] is not None:
             facts[name] = (int if wanted == _COUNT[0] else float)(facts[name])
+    facts['betas'] = [*map(float, recipe.betas)]
     return facts | {'peak_learning_rate': facts.pop('learning_rate')}
+
+# %% ../../nbs/4_training/04_checkpoints.ipynb #f4806b0c
+_LATER = {'smooth': False, 'logit_scale': 1., 'betas': [.9, .999], 'root_epsilon': 0.}
+
+def _recipe_settings(recipe:Recipe) -> dict: # for digests
+    "Write out a recipe, but for later fields that have their defaults."
+    facts = recipe._asdict() | {'betas': [*map(float, recipe.betas)]}
+    return {name: value for name, value in facts.items()
+            if name not in _LATER or value != _LATER[name]}
 
 # %% ../../nbs/4_training/04_checkpoints.ipynb #b7dccd12
 _FACTS = {'epoch': int, 'step': int|None, 'learning_rate': object, 'loss': dict,
@@ -205,6 +228,10 @@ def _last_good(self:Checkpoint) -> str: # for a sentence
 
 # %% ../../nbs/4_training/04_checkpoints.ipynb #43672f11
 @patch
+def _settings(self:Checkpoint, *names:str) -> list: # as stated, or as they were before
+    return [self.facts.get(name, _LATER[name]) for name in names]
+
+@patch
 def model(self:Checkpoint,
     averaged:bool=False, # the average, if the run kept one
 ) -> nn.Module: # in evaluation mode, on the CPU
@@ -212,6 +239,7 @@ def model(self:Checkpoint,
     facts = self.facts
     model = make_model(facts['backbone'], image_size=facts['image_size'],
                        findings=facts['findings'])
+    model = smooth_network(model, *self._settings('smooth', 'logit_scale'))
     kept = averaged and 'average.safetensors' in self._files()
     name = 'average.safetensors' if kept else 'model.safetensors'
     _load_state(model, self._tensors(name), str(self.folder / name))
@@ -238,13 +266,14 @@ def moments(self:Checkpoint) -> dict: # `<parameter>.exp_avg`, `<parameter>.exp_
 @patch
 def recipe(self:Checkpoint) -> Recipe:
     "Read the recipe of this run. Raises `InputError` if the checkpoint lacks a part of it."
-    facts = self.facts | {'compile': False}
+    facts = _LATER | self.facts | {'compile': False}
     facts.pop('learning_rate')
     if 'peak_learning_rate' in facts: facts['learning_rate'] = facts['peak_learning_rate']
     if absent := set(Recipe._fields) - facts.keys():
         raise InputError(f'{self.folder} does not state {", ".join(sorted(absent))}, '
                          'and cannot be trained again.')
-    return Recipe(**{name: facts[name] for name in Recipe._fields} | {'loss': self.loss()})
+    made = {'loss': self.loss(), 'betas': tuple(facts['betas'])}
+    return Recipe(**{name: facts[name] for name in Recipe._fields} | made)
 
 # %% ../../nbs/4_training/04_checkpoints.ipynb #e60b240f
 def list_checkpoints(
@@ -275,7 +304,7 @@ _SETTINGS = {*Recipe._fields, 'peak_learning_rate', 'seed', 'image_size', 'findi
 def _differences(facts:dict, others:dict) -> str: # empty: of the same run
     "State what tells the runs of two checkpoints apart."
     def same(name):
-        one, other = facts.get(name), others.get(name)
+        one, other = (of.get(name, _LATER.get(name)) for of in (facts, others))
         if name == 'run': return one == other or None in (one, other) # of earlier versions
         if name == 'data': return _same_data(one, other)
         return one == other

@@ -7,6 +7,7 @@ __all__ = ['predict']
 
 # %% ../../nbs/4_training/05_loop.ipynb #529f15bb
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from .checkpoints import _PRECISIONS, Recipe, _recipe_facts
 from .distributed import Processes, _share_batchnorm
 from cxr_influence.training.losses import (_check_targets, _loss_of, _sized,
     training_loss)
-from .networks import make_model
+from .networks import make_model, smooth_network
 
 # %% ../../nbs/4_training/05_loop.ipynb #8ce6f00a
 @torch.no_grad()
@@ -45,29 +46,102 @@ def _run_settings(
     device:torch.device,
 ) -> dict: # JSON
     "Write out all settings that decide the result of a run."
-    half = 'bf16' if _has_bf16(device) else 'no'
     loss = _sized(recipe.loss or training_loss('focal', data.frame), data.findings)
     _check_targets(loss, data.frame)
     recipe = recipe._replace(loss=loss,
-                             mixed_precision=recipe.mixed_precision or half)
+                             mixed_precision=recipe.mixed_precision or _precision_on(device))
     return _recipe_facts(recipe) | dict(
         seed=int(seed), image_size=data.store.size, data=data.fingerprint,
         normalisation=[MEAN, STD], findings=data.findings)
 
-def _has_bf16(device:torch.device) -> bool: # in hardware
-    return device.type == 'cuda' and torch.cuda.is_bf16_supported(False)
+def _precision_on(device:torch.device) -> str: # bf16 where the hardware has it
+    return 'bf16' if device.type == 'cuda' and torch.cuda.is_bf16_supported(False) else 'no'
+
+# %% ../../nbs/4_training/05_loop.ipynb #22aea576
+class _SmoothAdamW(torch.optim.AdamW):
+    "AdamW that divides by √(v̂ + root_epsilon) + ε: no kink where a gradient is zero."
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for p in group['params']:
+                if p.grad is not None: self._move(p, group)
+
+    def _move(self, p:Tensor, group:dict) -> None:
+        state, rate, (beta1, beta2) = self.state[p], group['lr'], group['betas']
+        if not state:
+            state |= dict(step=torch.tensor(0.), exp_avg=torch.zeros_like(p),
+                          exp_avg_sq=torch.zeros_like(p))
+        state['step'] += 1
+        m, v, k = state['exp_avg'], state['exp_avg_sq'], int(state['step'])
+        m.lerp_(p.grad, 1 - beta1)
+        v.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+        root = (v / (1 - beta2**k) + self.root_epsilon).sqrt_().add_(group['eps'])
+        p.mul_(1 - rate * group['weight_decay'])
+        p.addcdiv_(m, root, value=-rate / (1 - beta1**k))
 
 # %% ../../nbs/4_training/05_loop.ipynb #17b36442
 def _make_optimizer(
     model:nn.Module,
     learning_rate:float,
     weight_decay:float,
+    betas:tuple=(.9, .999),
+    root_epsilon:float=0.,
 ) -> torch.optim.AdamW:
     "AdamW that decays matrices and kernels alone (Loshchilov and Hutter 2019)."
     flat = [p for p in model.parameters() if p.ndim < 2]
     full = [p for p in model.parameters() if p.ndim >= 2]
-    return torch.optim.AdamW([{'params': full, 'weight_decay': weight_decay},
-                              {'params': flat, 'weight_decay': 0.}], lr=learning_rate)
+    groups = [{'params': full, 'weight_decay': weight_decay},
+              {'params': flat, 'weight_decay': 0.}]
+    optimizer = (_SmoothAdamW if root_epsilon else torch.optim.AdamW)(
+        groups, lr=learning_rate, betas=tuple(betas))
+    optimizer.root_epsilon = root_epsilon
+    return optimizer
+
+# %% ../../nbs/4_training/05_loop.ipynb #72accb5c
+class _WeightedBatchNorm(nn.BatchNorm2d):
+    "BatchNorm whose statistics in training count each image by its weight."
+    shared = None # `weights` (b,) or None of the batch; `seen`: dict that takes statistics
+
+    def forward(self, x:Tensor) -> Tensor: # (b, channels, h, w)
+        seen, mean, var = self.shared.seen, self.running_mean, self.running_var
+        if not self.training and seen is None: return super().forward(x)
+        if self.training:
+            mean, var, unbiased = _batch_statistics(x, self.shared.weights)
+            if seen is None: self._follow(mean.detach(), unbiased.detach())
+            else: seen[self] = torch.cat([mean, unbiased])
+        scale = self.weight * (var + self.eps).rsqrt()
+        shift, scale = self.bias[:, None, None], scale[:, None, None]
+        return torch.addcmul(shift, x - mean[:, None, None], scale)
+
+    @torch.no_grad()
+    def _follow(self, mean:Tensor, var:Tensor) -> None:
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var, self.momentum)
+
+# %% ../../nbs/4_training/05_loop.ipynb #66817fdd
+def _batch_statistics(
+    x:Tensor, # (b, channels, h, w)
+    weights:Tensor|None=None, # (b,); None: all 1
+) -> tuple: # mean, variance, unbiased variance: (channels,) each
+    "Compute a batch's statistics, each image counted by its weight."
+    weights = x.new_ones(len(x)) if weights is None else weights.to(x)
+    share, count = weights / weights.sum(), x[0, 0].numel() * weights.sum()
+    mean = share @ x.mean((2, 3))
+    centred = (x - mean[:, None, None]).flatten(2)
+    var = share @ torch.linalg.vecdot(centred, centred) / x[0, 0].numel()
+    return mean, var, var * (count / (count - 1))
+
+def _weigh_batchnorm(
+    model:nn.Module, # changed in place
+    seen:dict|None=None, # layer -> statistics of the last batch; the running ones then stay
+) -> SimpleNamespace: # its `weights` are those of the next batch
+    "Let a network's BatchNorm layers honour weights of images."
+    shared = SimpleNamespace(weights=None, seen=seen)
+    for layer in model.modules():
+        if type(layer) in (nn.BatchNorm2d, _WeightedBatchNorm):
+            layer.__class__, layer.shared = _WeightedBatchNorm, shared
+    return shared
 
 # %% ../../nbs/4_training/05_loop.ipynb #5ed36652
 class _Training:
@@ -86,10 +160,12 @@ class _Training:
         weights = initial or run['weights']
         self.model = make_model(run['backbone'], weights, run['seed'], data.store.size,
                                 findings=run['findings'])
+        self._adapt_model()
         self.model.to(device, memory_format=torch.channels_last)
         self.averaged = _average(self.model, run['ema'])
-        decay = run['weight_decay']
-        self.optimizer = _make_optimizer(self.model, run['peak_learning_rate'], decay)
+        self.optimizer = _make_optimizer(
+            self.model, run['peak_learning_rate'], run['weight_decay'], run['betas'],
+            run['root_epsilon'])
         fp16 = run['mixed_precision'] == 'fp16'
         self.scaler = torch.amp.GradScaler(device.type, enabled=fp16)
         self.loss = _loss_of(run['loss']).to(device)
@@ -97,6 +173,14 @@ class _Training:
         self.trained = _share_batchnorm(self.model, processes)
 
 # %% ../../nbs/4_training/05_loop.ipynb #f2ef37e2
+@patch
+def _adapt_model(self:_Training) -> None:
+    "Make the network smooth, and its BatchNorm weighted, where the run and the data ask."
+    facts, weights = self.model.weights_facts, self.data.weights
+    smooth_network(self.model, self.run['smooth'], self.run['logit_scale'])
+    self.model.weights_facts, self._shared = facts, None
+    if weights is not None and weights.ndim == 1: self._shared = _weigh_batchnorm(self.model)
+
 def _average(
     model:nn.Module,
     decay:float|None,
@@ -140,13 +224,16 @@ def _take_step(self:_Training,
     x:Tensor, # (b, 3, size, size)
     y:Tensor, # (b, 14)
     size:int, # images of the batch in all processes
+    w:Tensor|None=None, # (b,) or (b, 14) weights; None: all 1
 ) -> Tensor: # the summed loss of these images, still on the device
     "Take one step of AdamW down the gradient of the batch's mean loss."
     seed, processes = self.run['seed'] * 1_000_003 + self.step, self.processes
     torch.manual_seed(seed * processes.count + processes.index)
     self._set_rate()
     self.trained.train()
-    value = self.loss(self._forward(x), y).sum()
+    if self._shared: self._shared.weights = w
+    losses = self.loss(self._forward(x), y)
+    value = (losses if w is None else losses * w.view(len(y), -1)).sum()
     self.scaler.scale(value * processes.count / size).backward()
     self.scaler.unscale_(self.optimizer)
     nn.utils.clip_grad_norm_(self.model.parameters(), self.run['clip'])
@@ -165,9 +252,17 @@ def done(self:_Training) -> int: # steps of the epoch so far
 @patch
 def _batches(self:_Training): # yields `x`, `y`, `i`
     "Yield this process's part of the batches that are left in the epoch."
-    generator = torch.Generator().manual_seed(self.run['seed'] * 10_007 + self.epochs + 1)
+    generator = _order(self.run['seed'], self.epochs)
     return batches(self.data, self.rows, self.run['batch_size'], self.processes.device,
                    generator, self.done, self.processes.part)
+
+def _order(seed:int, epochs:int) -> torch.Generator: # of the epoch after so many
+    return torch.Generator().manual_seed(seed * 10_007 + epochs + 1)
+
+@patch
+def _weights_of(self:_Training, rows) -> Tensor|None: # (b,) or (b, findings)
+    if self.data.weights is None: return None
+    return torch.tensor(self.data.weights[rows]).float().to(self.processes.device)
 
 # %% ../../nbs/4_training/05_loop.ipynb #fa12ca5f
 @patch(as_prop=True)

@@ -16,6 +16,8 @@ from ..data.batches import Data
 from ..data.files import InputError, _write_whole
 from ..data.labels import FINDINGS, findings_of
 from ..data.splits import check_splits, describe_splits
+from .checkpoints import _LATER
+from .recipes import RECIPES
 
 # %% ../../nbs/4_training/09_model_card.ipynb #7d97c87f
 _NOT_STATED = 'not stated'
@@ -232,15 +234,28 @@ _FLAGS = {'backbone': 'backbone', 'image_size': 'image_size', 'epochs': 'epochs'
           'batch_size': 'batch_size', 'peak_learning_rate': 'learning_rate',
           'seed': 'seed'} # fact -> flag of `cxr_baseline`
 
+def _named_like(facts:dict) -> str|None: # `default` where no later field is set
+    "Find a named recipe with the same smooth, logit_scale, betas and root_epsilon."
+    stated = {name: facts.get(name, usual) for name, usual in _LATER.items()}
+    def settings(recipe):
+        values = recipe._asdict() | {'betas': [*recipe.betas]}
+        return {name: values[name] for name in _LATER}
+    names = ['default', *(name for name in RECIPES if name != 'default')]
+    return next((name for name in names if settings(RECIPES[name].recipe) == stated), None)
+
 def _command(
     facts:dict,
 ) -> str: # for a shell
     "Write the command that trains this model again, with a place for the data's folder."
     if facts.get('imported'): return '# trained elsewhere: how is not stated'
+    if not (named := _named_like(facts)):
+        return ('# cxr_baseline has no options for smooth, logit_scale, betas and root_epsilon: '
+                'train with fit(...) and checkpoint.recipe()')
     values = {flag: facts[fact] for fact, flag in _FLAGS.items() if fact in facts}
     values['weights'] = Path(str(facts['weights']).replace('\\', '/')).name
     values['loss'] = _loss_name(facts['loss'])
     if n := (facts.get('reading') or {}).get('n'): values['n'] = n
+    if named != 'default': values = {'recipe': named} | values
     flags = [f'--{flag} {shlex.quote(str(value))}' for flag, value in values.items()]
     return ' '.join(['cxr_baseline --data FOLDER', *flags])
 

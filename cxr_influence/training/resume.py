@@ -19,13 +19,13 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from ..data.batches import Data
+from ..data.batches import Data, _plan_batches
 from ..data.files import DamagedFile, InputError, _warn, _write_whole, _writing
 from ..data.splits import check_splits
-from .checkpoints import (Checkpoint, Recipe, _check_one_run,
+from .checkpoints import (_LATER, Checkpoint, Recipe, _check_one_run,
     _check_recipe, _removed, _state_files, list_checkpoints, save_checkpoint)
 from .distributed import Processes, join_processes
-from .loop import _run_settings, _Training
+from .loop import _order, _precision_on, _run_settings, _Training
 from .networks import _load_state
 from ..data.labels import findings_of
 
@@ -125,7 +125,8 @@ def _check_same_run(state:Checkpoint, out:Path, run:dict) -> None:
     facts, wanted = state.facts, json.loads(json.dumps(run))
     labels = wanted['data'].partition('-')[0] # all that earlier versions noted of the data
     if facts['data'] == labels: wanted['data'] = labels
-    if differ := ', '.join(name for name in wanted if facts.get(name) != wanted[name]):
+    if differ := ', '.join(name for name in wanted
+                           if facts.get(name, _LATER.get(name)) != wanted[name]):
         raise InputError(f'{out} holds checkpoints of another run ({differ} differ): '
                          'choose another folder or delete it.')
 
@@ -208,7 +209,7 @@ def _train_epoch(self:_Training,
     together = 1 if self.processes.device.type == 'cpu' else 10
     for x, y, i in self._batches():
         size = self.sizes[self.done]
-        unread.append((self._take_step(x, y, size), self._rate, i))
+        unread.append((self._take_step(x, y, size, self._weights_of(i)), self._rate, i))
         bar.update(size)
         if len(unread) < together and self.done < len(self.sizes): continue
         self._add_losses(unread)
@@ -315,6 +316,24 @@ def _check_settings(
         raise InputError(f'{images} training images in batches of {recipe.batch_size} make a '
                          f'batch of fewer than {least}: give more images, or another '
                          'batch_size.')
+    if data.weights is not None: _check_weights(data, recipe, processes, seed)
+
+def _check_weights(data:Data, recipe:Recipe, processes:Processes, seed:int) -> None:
+    "Raise `InputError` if weighted images cannot be trained on."
+    if processes.count > 1:
+        raise InputError(f'The images have weights, and {processes.count} processes train: '
+                         'train in one.')
+    if data.weights.ndim > 1: return
+    if (recipe.mixed_precision or _precision_on(processes.device)) != 'no':
+        raise InputError('The images have weights, which BatchNorm honours in full precision '
+                         "alone: give a recipe with mixed_precision='no'.")
+    for epoch in range(recipe.epochs):
+        plan = _plan_batches(data.rows('train'), recipe.batch_size, _order(seed, epoch))
+        for number, (rows, _) in enumerate(plan, 1):
+            if (total := data.weights[rows].sum()) < 2:
+                raise InputError(f'The weights of batch {number} of epoch {epoch + 1} add up '
+                                 f'to {total:.3g}: BatchNorm needs 2 or more, give larger '
+                                 'weights or a larger batch_size.')
 
 def _check_labels(frame:pd.DataFrame) -> None:
     "Raise `InputError` if no label of a split is known."
