@@ -176,7 +176,7 @@ def test_valuations_subsets_evaluation_and_card(made, tmp_path, count):
     card = write_model_card(checkpoint.facts, found.table, data, tmp_path).read_text()
     assert all(name in card for name in NAMES[count]) and f'{count} independent findings' in card
     assert not re.search('fourteen|Atelectasis|Hernia', card)
-    names = [name for name in VALUATIONS.index if name != 'confident'] # which trains again
+    names = [name for name in VALUATIONS.index if name not in ('confident', 'sla')] # which trains again
     values = valuations(run, data, tmp_path/'v', names, device='cpu')
     assert values.notna().all(axis=None) and values.shape == (28, len(names))
     grid = subset_grid(values[['loss']], data.frame, {'remove': [.3]}, ['random'], [0])

@@ -15,7 +15,7 @@ from cxr_influence.evidence import retraining
 from cxr_influence.evidence.faithfulness import (fit_heads, head_influence, head_logits,
     head_losses, lds, lds_interval, random_subsets, reliability, retrain_heads, subset_losses)
 from cxr_influence.evidence.label_errors import (_NOISE_KINDS, LabelNoise,
-    compare_with_baseline, detected_at, detection_curve, inject_label_noise, label_error_auroc,
+    compare_with_baseline, detected_at, detected_within, detection_curve, inject_label_noise, label_error_auroc,
     mean_over_seeds, noisy_run, only_finding, radiologist_disagreement, recovered, repairs)
 from cxr_influence.evidence.stability import (averaging_gain, known_facts,
     partial_rank_correlation, patient_share, seed_agreement, seeds_until)
@@ -107,6 +107,24 @@ def test_curves_refuse(rng):
     with refused('loss', 'another order'): detection_curve(score[::-1], wrong)
     with refused('no number for b'): detection_curve(score.where(score != 2), wrong)
     with refused('0 of 3 labels are wrong'): detection_curve(score, wrong & False)
+
+def test_detection_within_the_observed_label_counts_pairs(rng):
+    n = int(rng.integers(40, 80))
+    images, observed = [f'{i}.png' for i in range(n)], pd.Series(rng.integers(0, 3, n))
+    wrong = pd.Series(rng.random(n) < .3)
+    wrong[:6], observed[:6] = [True, False] * 3, [0, 0, 1, 1, 2, 2]
+    score = pd.Series(rng.integers(0, 5, n).astype(float)) # with ties
+    pairs = [(observed[i], (score[i] > score[j]) + .5 * (score[i] == score[j]))
+             for i in np.flatnonzero(wrong) for j in np.flatnonzero(~wrong) if observed[i] == observed[j]]
+    for series in [observed, wrong, score]: series.index = images
+    found = detected_within(pd.DataFrame({'a': score, 'label': observed}), wrong, observed)
+    assert np.isclose(found.within['a'], np.mean([right for _, right in pairs])) and (found.loc['label'] == .5).all()
+    for value in range(3):
+        assert np.isclose(found.loc['a', f'among {value}'], np.mean([right for own, right in pairs if own == value]))
+    alone = observed.where(observed != 2, np.arange(100., 100 + n)) # with nothing to compare
+    assert list(detected_within(score.to_frame('a'), wrong, alone)) == ['among 0', 'among 1', 'within']
+    with refused('No observed label has both'): detected_within(score.to_frame('a'), wrong, pd.Series(range(n), images))
+    with refused('in another order'): detected_within(score.to_frame('a'), wrong, observed[::-1])
 
 def test_intervals_over_seeds_hold_what_they_promise(rng):
     rows = pd.DataFrame(rng.normal(.3, .1, (1000, 5))) # a thousand valuations, all truly 0.3

@@ -10,7 +10,7 @@ from PIL import Image
 from cxr_influence.data.batches import load_data
 from cxr_influence.data.files import InputError
 from cxr_influence.data.labels import FINDINGS
-from cxr_influence.runs.report import report as module
+from cxr_influence.runs import report as module
 from cxr_influence.runs.report import report
 
 EVIL = '<script>alert("1")</script><img src=x onerror=alert(1)>'

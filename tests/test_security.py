@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from conftest import sentence
-from cxr_influence.data.download import download
+from cxr_influence.data import download
 from cxr_influence.data import tables
 from cxr_influence.data.files import InputError
 from cxr_influence.data.images import read_image

@@ -344,7 +344,7 @@ torch.set_num_threads(1)
 root, store, out, precision, rate = sys.argv[1:]
 if precision == 'float64':
     make_model, batches = loop.make_model, loop.batches
-    loop.make_model = lambda *arguments: make_model(*arguments).double()
+    loop.make_model = lambda *given, **more: make_model(*given, **more).double()
     loop.batches = lambda *arguments: ((x.double(), y, i) for x, y, i in batches(*arguments))
 frame = read_nih(root)
 recipe = Recipe('densenet_small', epochs=2, batch_size=18, learning_rate=float(rate))

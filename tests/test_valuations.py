@@ -22,7 +22,7 @@ from cxr_influence.evidence.subsets import run_subsets, subset_grid
 from cxr_influence.evidence.valuations import (VALUATIONS, _margins, _neighbour_agreement,
     _patient_folds, _scale_logits, _targets_of, _training_logits, aum, average_ranks,
     cross_validated_probabilities, el2n, forgetting, gradient_norms, knn_shapley,
-    label_error_scores, label_quality, last_layer_features, standardised_loss, valuations)
+    label_error_scores, label_quality, last_layer_features, sla, standardised_loss, valuations)
 
 methods = importlib.import_module('cxr_influence.evidence.valuations') # a function has its name
 
@@ -211,12 +211,30 @@ def testlast_layer_features_are_what_the_head_turns_into_logits(data, backbone):
     with torch.no_grad(): torch.testing.assert_close(head(features), model(x), rtol=1e-3, atol=1e-3)
     assert not head._forward_hooks
 
+# Repeated folds
+
+def test_sla_is_the_sum_of_standardised_losses(rng):
+    n, findings = int(rng.integers(8, 20)), ['a', 'b', 'c']
+    images, total, tables = pd.Index([f'{i}.png' for i in range(n)], name='image'), np.zeros((n, 3)), []
+    unknown = rng.random((n, 3)) < .1
+    unknown[0] = True
+    for _ in range(3):
+        order = rng.permutation(n)
+        for rows in [order[:n // 2], order[n // 2:]]:
+            losses = np.where(unknown[rows], np.nan, rng.gamma(1, 3, (len(rows), 3)))
+            tables.append(pd.DataFrame(losses, images[rows], findings))
+            total[rows] += (losses - np.nanmean(losses, 0)) / np.nanstd(losses, 0, ddof=1)
+    worst = np.where(np.isnan(total), -np.inf, total).max(1)
+    found = sla(tables).loc[images]
+    np.testing.assert_allclose(found, worst, rtol=1e-9)
+    assert found.iloc[0] == -np.inf and found.name == 'sla'
+
 # All of them
 
 def test_one_table_of_all_training_images(data, checkpoints, all_of_them):
     table, out = all_of_them
     assert list(table) == list(VALUATIONS.index) and table.index.equals(data.train.index) and table.index.name == 'image'
-    assert np.isfinite(table).all().all() and (table.drop(columns='forgetting').nunique() == len(table)).all()
+    assert np.isfinite(table).all().all() and (table.drop(columns=['forgetting', 'label_count']).nunique() == len(table)).all()
     scores, targets = pd.read_parquet(out/'influence.parquet'), torch.tensor(_targets_of(data.frame))
     for name in ['influence', 'cosine', 'optimiser_aware', 'self_influence']: pd.testing.assert_series_equal(table[name], scores[name])
     assert (table.worst_influence == scores[[f'influence_{f}' for f in FINDINGS]].min(axis=1)).all()
@@ -243,10 +261,10 @@ def test_names_choose_columns_and_only_their_work(data, checkpoints, all_of_them
     one = valuations(checkpoints, data, tmp_path, names='random', seed=5, device='cpu')
     assert list(one) == ['random'] and not one.random.equals(some.random)
 
-def test_default_is_the_eight_of_the_table(data, checkpoints, all_of_them):
+def test_default_is_the_nine_of_the_table(data, checkpoints, all_of_them):
     table, out = all_of_them
     names = list(VALUATIONS.index[VALUATIONS.default])
-    assert len(names) == 8 and 'random' in names
+    assert len(names) == 9 and {'random', 'label_count'} <= {*names}
     pd.testing.assert_frame_equal(valuations(checkpoints, data, out, folds=2, device='cpu'), table[names])
     valuations(checkpoints, data, out, VALUATIONS.index, folds=2, device='cpu') # the folder is as it was
 
@@ -300,7 +318,7 @@ def test_two_processes_value_as_one(phantom, checkpoints, all_of_them, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = all_of_them[0], pd.read_parquet(tmp_path/'out/valuations.parquet')
     assert two.index.equals(one.index) and list(two) == list(one)
-    for name in one.columns.drop('confident'): # whose folds are trained by two, and rounded otherwise
+    for name in one.columns.drop(['confident', 'sla']): # whose folds are trained by two, and rounded otherwise
         np.testing.assert_allclose(two[name], one[name], rtol=0, atol=5e-3 * one[name].abs().max(), err_msg=name)
     assert two.confident.corr(one.confident, method='spearman') > .7
 
@@ -320,7 +338,7 @@ def test_every_score_knows_the_pixels(phantom, data, checkpoints, tmp_path, monk
     for path in run.glob('epoch_*/checkpoint.json'):
         rewrite(path, json.dumps(json.loads(path.read_text()) | {'data': other.fingerprint}))
     monkeypatch.setattr('cxr_influence.attribution.scoring._check_loss', lambda *given: None) # it would refuse: other images
-    recipe, names = Recipe('densenet_small', epochs=1, batch_size=32), list(VALUATIONS.index.drop(['random', 'forgetting']))
+    recipe, names = Recipe('densenet_small', epochs=1, batch_size=32), list(VALUATIONS.index.drop(['random', 'label_count', 'forgetting', 'sla']))
     query, scores = data.validation.index[:1], pd.Series(range(len(data.train)), data.train.index, name='influence')
     grid = subset_grid(scores, data.frame, {'select': [.3]}, ['random'], [1])[1:]
     def everything(data, run, out):
