@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'attribution.scoring': ['influence'],
     'attribution.pairwise': ['pairwise', 'open_pairwise'],
     'attribution.pools': ['score_images', 'load_pool'],
+    'attribution.whole_run': ['unroll', 'along', 'smoothness'],
     'evidence.valuations': ['valuations', 'label_error_scores'],
     'evidence.subsets': ['run_subsets'],
     'evidence.comparison': ['compare'],
