@@ -102,7 +102,7 @@ def begin(name, tmp_path, monkeypatch, **given):
     ('subsets', dict(rules=['top']), 'rules'), ('subsets', dict(rules=['top', 'bottom']), 'it lacks random'), ('subsets', dict(rules=['best', 'random']), 'top, bottom'),
     ('subsets', dict(fractions=[.5, 1.]), 'fractions is [0.5, 1.0]'), ('subsets', dict(mode='drop'), "mode is 'drop'"), ('subsets', dict(seeds=[]), 'seeds is []'),
     ('subsets', dict(budget='time'), 'budget'), ('subsets', dict(scores='nowhere.csv'), 'nowhere.csv'), ('baseline', dict(epochs='two'), "epochs is 'two'"),
-    ('baseline', dict(epochs=0), 'epochs is 0: it must be above 0'), ('baseline', dict(recipe='large'), 'small, default'), ('baseline', dict(image_size=31), 'image_size is 31'),
+    ('baseline', dict(epochs=0), 'epochs is 0: it must be above 0'), ('baseline', dict(recipe='large'), 'small, smooth, default'), ('baseline', dict(image_size=31), 'image_size is 31'),
     ('baseline', dict(epoch=3), "no parameter 'epoch'"), ('baseline', dict(loss='hinge'), 'focal'), ('influence', dict(batch_size=0), 'batch_size is 0'),
     ('label_errors', dict(share=1.5), 'share is 1.5'), ('label_errors', dict(finding='Cold'), 'Effusion'), ('label_errors', dict(kinds=['any']), 'one_finding'),
     ('label_errors', dict(repaired_by='hope'), 'influence')])
