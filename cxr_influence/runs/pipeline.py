@@ -13,7 +13,7 @@ from typing import Literal
 from .cli import _check_output, _command
 
 # %% ../../nbs/8_runs/06_pipeline.ipynb #pipe006
-_RECIPE = Literal['small', 'default', 'chexnet', 'zoogzog', 'dacnet', 'medical_mae']
+_RECIPE = Literal['small', 'smooth', 'default', 'chexnet', 'zoogzog', 'dacnet', 'medical_mae']
 _LOSS = Literal['focal', 'weighted_bce', 'bce', 'softmax']
 _MODE = Literal['remove', 'select']
 _BUDGET = Literal['epochs', 'steps']

@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from cxr_influence.data.batches import MEAN, STD, Data, batches
 from cxr_influence.data.labels import FINDINGS
+from cxr_influence.training.checkpoints import Recipe
 from cxr_influence.training.distributed import Processes
 from cxr_influence.training.losses import FocalLoss
-from cxr_influence.training.loop import _Training
+from cxr_influence.training.loop import _run_settings, _Training
 from cxr_influence.training.networks import make_model
 
 class FileDataset(Dataset):
@@ -60,10 +61,10 @@ def new_training(
     precision:str='no', # or `bf16`, `fp16`
 ) -> _Training: # that keeps nothing
     "Set up `fit`'s own training on all of the images, to be measured."
-    run = dict(backbone=backbone, weights='random', seed=0, batch_size=batch_size, epochs=1,
-               ema=None, peak_learning_rate=1e-4, weight_decay=.01, warmup=0., clip=10.,
-               mixed_precision=precision, loss=FocalLoss().settings())
+    recipe = Recipe(backbone, loss=FocalLoss(), epochs=1, batch_size=batch_size,
+                    learning_rate=1e-4, warmup=0., mixed_precision=precision)
     everything = data.with_frame(data.frame.assign(split='train'))
+    run = _run_settings(everything, recipe, 0, processes.device)
     return _Training(everything, run, processes)
 
 def our_steps(training:_Training): # yields the loss of each step
