@@ -5,10 +5,10 @@ import pytest
 from scipy.stats import spearmanr
 
 from conftest import sentence
-from cxr_influence.attribution.scoring import query_losses
+from cxr_influence.attribution.scoring import query_losses, score_checkpoint
 from cxr_influence.data.batches import load_data
 from cxr_influence.evidence import bank as module
-from cxr_influence.evidence.bank import Bank, compare_with_bank, group_removals, random_removals, retrain_bank
+from cxr_influence.evidence.bank import Bank, compare_with_bank, group_removals, random_removals, retrain_bank, scores_to_compare
 from cxr_influence.training.checkpoints import list_checkpoints
 from cxr_influence.training.recipes import recipe
 from cxr_influence.training.resume import fit
@@ -98,7 +98,19 @@ def test_refusals_are_one_sentence(data, run, tmp_path):
     assert 'first_epoch from 1' in said(some, first_epoch=4) and 'give first_epoch=1' in said(some, first_epoch=2, seeds=[7])
     assert 'share is 2' in sentence(random_removals, data, 2) and 'trained on other images' in sentence(
         retrain_bank, run, data.with_frame(data.frame.assign(Hernia=1 - data.frame.Hernia)), some, tmp_path)
+    assert 'No sets' in said([data.train.index[0]]) and "A seed is 'x'" in said(some, seeds=['x']) and 'A seed is (1,)' in said(some, seeds=[(1,)])
     groups = group_removals(data, 2)
     assert all(len(images) >= 2 and images.isin(data.train.index).all() for images in groups.values())
     drawn = random_removals(data, .1, 3, seed=1)
     assert len({tuple(images) for images in drawn.values()}) == 3 and {len(images) for images in drawn.values()} == {round(.1 * len(data.train))}
+
+def test_tracin_of_a_window_adds_up_its_epochs(data, run, tmp_path):
+    from cxr_influence.attribution.scoring import influence
+    whole, _ = scores_to_compare(run, data, tmp_path, ['influence', 'influence_Effusion'], device='cpu')
+    scores = influence(run, data, tmp_path/'plain.csv', device='cpu')
+    np.testing.assert_allclose(whole['TracIn'], scores[['influence', 'influence_Effusion']].T, rtol=1e-4, atol=1e-7)
+    late, _ = scores_to_compare(run, data, tmp_path, ['influence'], first_epoch=3, device='cpu')
+    last = list_checkpoints(run)[2]
+    part = score_checkpoint(last, data, tmp_path/'one.csv', device='cpu').influence
+    np.testing.assert_allclose(late['TracIn'][0], last.facts['learning_rate'] * part, rtol=1e-4, atol=1e-7)
+    assert all(own.shape == (1, len(data.train)) for own in late.values())
