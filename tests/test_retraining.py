@@ -164,10 +164,29 @@ def test_a_killed_retraining_resumes_and_gives_the_same(phantom, data, tmp_path)
     np.testing.assert_array_equal(resumed, whole)
     assert not [path for path in (tmp_path/'out').iterdir() if path.is_dir()]
 
+LATE = '''
+import os, sys, time, pandas as pd
+from cxr_influence.evidence import retraining
+clear, write = retraining._remove_parts, pd.DataFrame.to_parquet
+def late(*given): time.sleep(.5); clear(*given)
+def slow(*given): write(*given); time.sleep(1.5)
+if os.environ['LOCAL_RANK'] == '0': pd.DataFrame.to_parquet = slow # half written for long
+else: retraining._remove_parts = late
+sys.argv = sys.argv[1:]
+exec(open(sys.argv[0]).read())
+'''
+
+def test_no_process_removes_what_another_is_writing(phantom, data, tmp_path):
+    (tmp_path/'late.py').write_text(LATE)
+    call = [*LAUNCH, str(tmp_path/'late.py'), *script(tmp_path, phantom, data, tmp_path/'out', 1)]
+    done = subprocess.run(call, env=environment(), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and len(list((tmp_path/'out').glob('*.parquet'))) == 1, done.stderr
+
+LAUNCH = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes=2', '--num_machines=1',
+          '--main_process_port=0', '--mixed_precision=no', '--dynamo_backend=no']
+
 def test_two_processes_retrain_as_one(phantom, data, tmp_path):
-    launch = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes=2', '--num_machines=1',
-              '--main_process_port=0', '--mixed_precision=no', '--dynamo_backend=no']
-    call = [*launch, *script(tmp_path, phantom, data, tmp_path/'out', 2)]
+    call = [*LAUNCH, *script(tmp_path, phantom, data, tmp_path/'out', 2)]
     for _ in range(2): # trained, then read
         done = subprocess.run(call, env=environment(), cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0 and done.stdout.count('14)') == 2, done.stderr[-2000:]

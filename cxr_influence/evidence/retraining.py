@@ -120,8 +120,9 @@ def retrain(
         if (table := _kept_by_all(path, key, processes)) is None: # nor made meanwhile
             table = _train_and_predict(data, recipe, seed, rows, folder, choose_best, device)
             table.attrs['key'] = key
-            _remove_parts(path.parent, path.name)
-            if processes.main: _keep(table, path)
+            if processes.main:
+                _remove_parts(path.parent, path.name) # after all: another's file is not a leftover
+                _keep(table, path)
         if processes.main: shutil.rmtree(folder, ignore_errors=True)
     processes.wait()
     return table

@@ -513,6 +513,7 @@ def valuations(
              'early': _early_count(run), 'neighbours': _NEIGHBOURS}
     with _hold(out / 'valuations', processes):
         if processes.main: _remove_parts(out, 'knn_shapley.parquet', 'logits/*.parquet')
+        processes.wait() # before another writes there
         parts = _parts(checkpoints, data, out, folds, seed, device)
         table, facts['seconds'] = _gather(names, parts)
         if processes.main: _write_scores(table, out / 'valuations.csv', facts)
