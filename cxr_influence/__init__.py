@@ -12,7 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'data.batches': ['Data', 'load_data'],
     'phantom.dataset': ['make_phantom'],
     'training.checkpoints': ['Recipe'],
-    'training.resume': ['fit'],
+    'training.resume': ['fit', 'trained'],
     'training.evaluation': ['evaluate_checkpoint'],
     'training.imports': ['import_checkpoint'],
     'attribution.scoring': ['influence'],

@@ -2392,4 +2392,6 @@ d = { 'settings': { 'branch': 'main',
                                                'cxr_influence.training.resume.fit': ( 'nbs/4_training/resume.html#fit',
                                                                                       'cxr_influence/training/resume.py'),
                                                'cxr_influence.training.resume.read_history': ( 'nbs/4_training/resume.html#read_history',
-                                                                                               'cxr_influence/training/resume.py')}}}
+                                                                                               'cxr_influence/training/resume.py'),
+                                               'cxr_influence.training.resume.trained': ( 'nbs/4_training/resume.html#trained',
+                                                                                          'cxr_influence/training/resume.py')}}}

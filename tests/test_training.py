@@ -380,3 +380,27 @@ def test_two_processes_train_as_one(phantom, data, tmp_path, precision, rate):
     assert Checkpoint(tmp_path/'two/epoch_002').facts['processes'] == 2
     files = [sorted(str(path.relative_to(tmp_path/name)) for path in (tmp_path/name).rglob('*.*')) for name in ['one', 'two']]
     assert files[0] == files[1]
+
+# A folder for every setting
+
+def test_every_setting_and_every_datum_has_a_folder_of_its_own(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(resume, 'fit', lambda *given, **settings: None) # names are what is tested
+    recipe = Recipe('densenet_small', epochs=2, batch_size=16)
+    other = dict(epochs=3, batch_size=8, learning_rate=random.uniform(1e-4, 9e-4), weight_decay=0., warmup=.3, clip=1., ema=.9,
+                 mixed_precision='bf16', smooth=True, logit_scale=.5, betas=(.8, .9), root_epsilon=1e-8)
+    folders = [resume.trained(data, recipe._replace(**{name: value}), under=tmp_path) for name, value in other.items()]
+    flipped = data.frame.assign(Mass=(data.frame.Mass == 0).astype(data.frame.Mass.dtype))
+    folders += [resume.trained(data, recipe, under=tmp_path), resume.trained(data, recipe, 1, under=tmp_path),
+                resume.trained(data.with_frame(flipped), recipe, under=tmp_path)]
+    assert len({*folders}) == len(folders) and {folder.parent for folder in folders} == {tmp_path}
+    assert resume.trained(data, Recipe('densenet_small', epochs=2, batch_size=16), under=tmp_path) == folders[-3]
+    assert 'epochs is 0' in sentence(resume.trained, data, recipe._replace(epochs=0), under=tmp_path)
+
+def test_a_stopped_run_is_found_by_its_settings_and_ends_in_the_same_bytes(data, tmp_path, capsys):
+    recipe = Recipe('densenet_small', epochs=2, batch_size=16)
+    def press(_): signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt): resume.trained(data, recipe, under=tmp_path/'a', device='cpu', after_epoch=press)
+    folders = [resume.trained(data, recipe, under=tmp_path/name, device='cpu') for name in 'aab']
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ['Trained', 'Found', 'Trained']
+    one, again, other = [(folder/'epoch_002/model.safetensors').read_bytes() for folder in folders]
+    assert folders[0] == folders[1] and one == again == other and len(list((tmp_path/'a').glob('[!.]*'))) == 1
