@@ -10,7 +10,7 @@ from nbclient.exceptions import CellExecutionError
 
 config = ConfigParser(delimiters=['='])
 config.read('settings.ini')
-SKIP = re.compile(rf'^#\|\s*({"|".join(config["DEFAULT"]["tst_flags"].split())}|eval:\s*false)\s*$', re.M)
+SKIP = re.compile(rf'^#\|\s*({"|".join(config["DEFAULT"]["tst_flags"].split())}|eval:\s*false)(\s+\d+\s*(min|h))?\s*$', re.M)
 
 class Client(NotebookClient):
     async def async_execute_cell(self, cell, *args, **kwargs):
