@@ -1,5 +1,5 @@
 "Run every check, two or more at a time, and end on the line `N passed, M failed, K skipped`."
-import os, shutil, subprocess, sys, tempfile, time
+import multiprocessing, os, shutil, subprocess, sys, tempfile, time
 import xml.etree.ElementTree as xml
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -8,16 +8,17 @@ ROOT, BIN = Path(__file__).resolve().parents[1], Path(sys.executable).parent
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 WORKERS = max(2, min(4, CORES))
 THREADS = str(max(1, CORES//WORKERS))
-ENV = {**os.environ, 'PATH': f'{BIN}{os.pathsep}{os.environ["PATH"]}', 'PYTHONPATH': str(ROOT), 'MPLBACKEND': 'agg',
+ENV = {**os.environ, 'PATH': f'{BIN}{os.pathsep}{os.environ["PATH"]}', 'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT/".ci/without"}', 'MPLBACKEND': 'agg',
        'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': THREADS, 'MKL_NUM_THREADS': THREADS, 'PYTHONUNBUFFERED': '1'}
 PARTS = 3 # of the tests, side by side with each other and with the notebooks
+LIMIT = 2400 # seconds for a check
 SKIPPED = 77 # a check's exit code when it cannot be done here
 
 def call(*command, cwd=ROOT, env=ENV):
     "Run a command; return its exit code and all it printed."
     with tempfile.TemporaryFile('w+', errors='replace') as said:
         try:
-            done = subprocess.run([str(c) for c in command], cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, timeout=2400)
+            done = subprocess.run([str(c) for c in command], cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, timeout=LIMIT)
             code, end = done.returncode, ''
         except subprocess.TimeoutExpired as late: code, end = 1, f'\nIt was stopped after {late.timeout:.0f} s.\n'
         said.seek(0)
@@ -48,7 +49,31 @@ def in_step():
         stale = [str(n) for n in names if read(ROOT/n) != read(copy/n)]
     return one(bool(stale), f'Not in step with the notebooks: {", ".join(stale)}. `make prepare` mends it.\n' if stale else '')
 
-def notebook(file): return one(*call(BIN/'nbdev_test', '--path', file, '--do_print', '--timing', '--n_workers', 0))
+# What nearly every page imports, some five seconds a process: a fork of one that has it begins at once.
+IMPORTS = ['torch', 'torchvision', 'torchmetrics.functional.classification', 'accelerate', 'pandas', 'pyarrow.parquet', 'scipy.stats',
+           'sklearn.metrics', 'sklearn.model_selection', 'matplotlib.pyplot', 'seaborn', 'PIL.Image', 'nbformat', 'nbdev.test', 'IPython']
+FORKS = multiprocessing.get_context('forkserver') if sys.platform == 'linux' else None
+
+def notebook(file):
+    "Run a page in a process of its own."
+    if not FORKS: return one(*call(BIN/'nbdev_test', '--path', file, '--do_print', '--timing', '--n_workers', 0))
+    with tempfile.NamedTemporaryFile('r', errors='replace') as said:
+        page = FORKS.Process(target=run_page, args=(str(file), said.name))
+        page.start()
+        page.join(LIMIT)
+        late = page.is_alive()
+        if late:
+            page.kill()
+            page.join()
+        return one(page.exitcode, said.read() + (f'\nIt was stopped after {LIMIT} s.\n' if late else ''))
+
+def run_page(file, said):
+    "Run a page in this process, which prints to a file."
+    with open(said, 'a') as to, open(os.devnull) as nothing:
+        for stream, other in (0, nothing), (1, to), (2, to): os.dup2(other.fileno(), stream)
+    os.chdir(ROOT)
+    from nbdev.test import nbdev_test
+    nbdev_test(file, do_print=True, timing=True, n_workers=0)
 
 def tests(files):
     "Some files of tests/, counted one by one."
@@ -62,9 +87,14 @@ def tests(files):
     bad = count['failures'] + count['errors']
     return max(0, count['tests'] - bad - count['skipped']), bad or int(code != 0), count['skipped'], text
 
+# Those that take longest begin first: at the end only short ones are left, and no core waits for another.
+LONG = ['02_valuations', 'what_tracin_measures', '09_bank', '08_whole_run', '05_pairwise', 'how_small', '06_pools', '05_label_errors',
+        '02_runs', 'why_it_is_fast', 'find_mislabeled_images', '05_cli', 'index', 'sweep_on_a_cluster', '03_sweeps']
+
 def main():
     lessons = [f for f in tracked() if f.suffix == '.ipynb' and not (f.parent/'.notest').exists()
                and not any(p[0] in '._' for p in f.relative_to(ROOT).parts)]
+    lessons.sort(key=lambda file: LONG.index(file.stem) if file.stem in LONG else len(LONG))
     files = sorted((ROOT/'tests').glob('test_*.py'), key=lambda file: -file.stat().st_size) # dealt out, so that each part takes about as long
     parts = {f'tests, part {part + 1} of {PARTS}': lambda part=part: tests(files[part::PARTS]) for part in range(PARTS)}
     checks = {**parts, 'the site and its links': lambda: one(*call(sys.executable, '.ci/docs.py')),
@@ -77,6 +107,8 @@ def main():
         try: result = check()
         except Exception as error: result = one(1, f'{type(error).__name__}: {error}\n')
         return *result, time.time() - start
+    os.environ.update(ENV) # of the process that pages are forks of
+    if FORKS: FORKS.set_forkserver_preload(IMPORTS)
     total, start = [0, 0, 0], time.time()
     print(f'{len(lessons)} notebooks, the tests, the site and what is generated, {WORKERS} at a time', flush=True)
     with ThreadPoolExecutor(WORKERS) as pool:

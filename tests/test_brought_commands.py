@@ -1,5 +1,7 @@
 "Own tables, pools, classes and other kernels, through the commands; parameters as people write them."
 import json, shutil, subprocess, sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 
 import nbformat
 import numpy as np
@@ -14,6 +16,7 @@ from cxr_influence.attribution.scoring import influence
 from cxr_influence.data.batches import Data, load_data
 from cxr_influence.data.store import decode
 from cxr_influence.data.tables import read_dataset
+from cxr_influence.runs import pipeline
 from cxr_influence.runs.parameters import check_parameters, parameters_of
 from cxr_influence.runs.report import find_study, report
 from cxr_influence.training.checkpoints import Recipe, list_checkpoints
@@ -34,14 +37,23 @@ def make_folder(folder, images=60, first=0, split=True):
     table.to_csv(folder/'labels.csv', index=False)
     return folder
 
+def within(command, *words):
+    "Call a command in this process: its exit code and what it prints."
+    with redirect_stdout(StringIO()) as text, redirect_stderr(text):
+        try: code = command([str(word) for word in words]) or 0
+        except SystemExit as end: code = end.code or 0
+    return code, text.getvalue()
+
 @pytest.fixture(scope='module')
 def study(tmp_path_factory):
     "A folder of one's own, described in it, through the commands: trained with softmax, scored, and a pool."
     folder = tmp_path_factory.mktemp('own')
     (make_folder(folder/'data')/'dataset.json').write_text(json.dumps(DESCRIBED))
     make_folder(folder/'pool', 12, 500, split=False)
-    said = [shell(folder, 'cxr_baseline', '--data', 'data', '--loss', 'softmax', '--recipe', 'small', '--image-size', SIZE, '--epochs', 2),
-            shell(folder, 'cxr_influence'), shell(folder, 'cxr_influence', '--pool', 'pool', '--output', 'results/pool.csv')]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        said = [within(pipeline.cxr_baseline, '--data', 'data', '--loss', 'softmax', '--recipe', 'small', '--image-size', SIZE, '--epochs', 2),
+                within(pipeline.cxr_influence), within(pipeline.cxr_influence, '--pool', 'pool', '--output', 'results/pool.csv')]
     assert [code for code, _ in said] == [0] * 3, '\n'.join(text for _, text in said)
     return folder, said
 

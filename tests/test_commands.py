@@ -84,14 +84,14 @@ def test_the_executed_notebook_has_the_parameters_and_no_error(study):
     (['cxr_influence'], 'No checkpoints in checkpoints'), (['cxr_subset', '--mode', 'drop'], "invalid choice: 'drop'"),
     (['cxr_subset'], 'No scores at results/influence.csv'), (['cxr_phantom', 'x', '--n', '3'], 'n=3 is invalid')],
     ids=lambda value: ' '.join(value) if isinstance(value, list) else '')
-def test_what_is_wrong_is_said_in_a_sentence(tmp_path, words, answer):
-    code, text = shell(tmp_path, *words)
+def test_what_is_wrong_is_said_in_a_sentence(here, tmp_path, words, answer):
+    code, text = here(*words)
     assert code == 2 and answer in text and 'Traceback' not in text, text
     assert list(tmp_path.iterdir()) == []
 
-def test_an_error_inside_the_notebook_arrives_as_a_sentence(study, tmp_path):
+def test_an_error_inside_the_notebook_arrives_as_a_sentence(study, here):
     folder, _ = study
-    code, text = shell(tmp_path, 'cxr_baseline', '--data', folder/'data/NIH14', '--recipe', 'small', '--image_size', 31)
+    code, text = here('cxr_baseline', '--data', folder/'data/NIH14', '--recipe', 'small', '--image_size', 31)
     assert code == 2 and 'image_size is 31' in text and 'Traceback' not in text, text
 
 def test_papermill_runs_an_experiment(study, tmp_path):
@@ -181,23 +181,23 @@ def only_run(folder, name='addition'):
     run, = (folder/'_runs'/name).glob('*/run.json')
     return run.parent, json.loads(run.read_text())
 
-def test_a_run_prints_its_row_is_complete_and_can_be_repeated(tmp_path):
+def test_a_run_prints_its_row_is_complete_and_can_be_repeated(here, tmp_path):
     made = notebook(tmp_path)
     code, text = shell(tmp_path, 'cxr_run', made, '-p', 'a=5', '--name', 'five')
     assert code == 0 and re.search(r'total +7\b', text) and '_runs/addition/five' in text, text
     run, facts = only_run(tmp_path)
     assert run.name == 'five' and facts['parameters']['a'] == 5 and facts['status'] == 'complete' and (run/'log.txt').is_file()
     executed = (run/'notebook.ipynb').stat().st_mtime_ns
-    code, text = shell(tmp_path, 'cxr_run', made, '-p', 'a=5', '--name', 'five')
+    code, text = here('cxr_run', made, '-p', 'a=5', '--name', 'five')
     assert code == 0 and 'complete' in text and (run/'notebook.ipynb').stat().st_mtime_ns == executed
-    code, text = shell(tmp_path, 'cxr_run', run)
+    code, text = here('cxr_run', run)
     assert code == 2 and '--again' in text
     code, text = shell(tmp_path, 'cxr_run', '--again', run)
     assert code == 0 and 'agree' in text, text
 
-def test_a_repeated_run_with_other_numbers_is_told(tmp_path):
+def test_a_repeated_run_with_other_numbers_is_told(here, tmp_path):
     made = notebook(tmp_path, 'import random\nb = random.SystemRandom().random()')
-    assert shell(tmp_path, 'cxr_run', made)[0] == 0
+    assert here('cxr_run', made)[0] == 0
     run, _ = only_run(tmp_path)
     code, text = shell(tmp_path, 'cxr_run', '--again', run)
     assert code == 1 and 'differ' in text and 'Traceback' not in text, text
@@ -233,18 +233,18 @@ def test_a_stopped_command_has_the_exit_code_of_its_signal(tmp_path, number, cod
     assert job.returncode == code and 'stopped' in text and 'Traceback' not in text, text
     assert only_run(tmp_path)[1]['status'] == 'interrupted'
 
-def test_a_reader_that_closes_the_pipe_is_no_error(tmp_path):
+def test_a_reader_that_closes_the_pipe_is_no_error(here, tmp_path):
     made = notebook(tmp_path)
-    assert shell(tmp_path, 'cxr_run', made)[0] == 0
+    assert here('cxr_run', made)[0] == 0
     done = subprocess.run(f'{BIN}/cxr_collect _runs/addition | true', cwd=tmp_path, shell=True, capture_output=True, text=True)
     assert done.stderr == ''
 
 # --- sweeps
 
-def test_a_sweep_of_four_with_one_failing_has_four_rows(tmp_path):
+def test_a_sweep_of_four_with_one_failing_has_four_rows(here, tmp_path):
     made = notebook(tmp_path, 'assert (a, b) != (2, 20.), "two and twenty"')
     (tmp_path/'grid.yaml').write_text('a: [1, 2]\nb: [10, 2.0e1]')
-    code, text = shell(tmp_path, 'cxr_sweep', made, '-f', 'grid.yaml', '--dry-run')
+    code, text = here('cxr_sweep', made, '-f', 'grid.yaml', '--dry-run')
     assert code == 0 and len(re.findall(r'^.*\b(?:10|20)\b', text, re.M)) == 4 and not (tmp_path/'_runs').exists(), text
     code, text = shell(tmp_path, 'cxr_sweep', made, '-f', 'grid.yaml', '--workers', 2, '-o', 'tables/rows.csv')
     assert code == 1 and '1 of 4 runs' in text and 'Traceback' not in text, text
@@ -253,10 +253,10 @@ def test_a_sweep_of_four_with_one_failing_has_four_rows(tmp_path):
     assert rows.status.tolist() == ['complete'] * 3 + ['failed'] and rows.total.tolist()[:3] == [11, 21, 12]
     assert 'two and twenty' in rows.error[3] and rows.error[:3].isna().all()
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob('_runs/addition/*/notebook.ipynb')}
-    code, text = shell(tmp_path, 'cxr_sweep', made, '-f', 'grid.yaml', '--dry-run')
+    code, text = here('cxr_sweep', made, '-f', 'grid.yaml', '--dry-run')
     assert code == 0 and text.count('complete') >= 3, text
     notebook(tmp_path)
-    code, text = shell(tmp_path, 'cxr_collect', '_runs/addition', '-o', 'all.csv')
+    code, text = here('cxr_collect', '_runs/addition', '-o', 'all.csv')
     assert code == 0 and len(pd.read_csv(tmp_path/'all.csv')) == 4 and {path: path.stat().st_mtime_ns for path in times} == times, text
 
 @pytest.mark.parametrize('grid, answer', [

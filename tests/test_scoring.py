@@ -1,5 +1,5 @@
 "From a folder of checkpoints to a table of scores: the sum, its refusals, its resumption, its company."
-import json, os, shutil, signal, subprocess, sys, time
+import json, multiprocessing, os, runpy, shutil, subprocess, sys, time
 
 import numpy as np
 import pandas as pd
@@ -218,15 +218,30 @@ def command(data, phantom, checkpoints, out):
 
 def quiet(): return os.environ | {'TQDM_DISABLE': '1', 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
 
+def run_script(path, *words):
+    "In a process whose parent has torch loaded already: run a script."
+    torch.set_num_threads(1)
+    os.environ['CUDA_VISIBLE_DEVICES'] = ''
+    sys.argv = [str(path), *words]
+    runpy.run_path(str(path), run_name='__main__')
+
 def test_killed_and_resumed_is_uninterrupted(data, phantom, checkpoints, tmp_path):
-    call = [sys.executable, *map(str, command(data, phantom, checkpoints, tmp_path/'out'))]
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['cxr_influence.attribution.pairwise'])
+    def start(out):
+        process = context.Process(target=run_script, args=[str(word) for word in [*script, out]])
+        process.start()
+        return process
+    *script, _ = command(data, phantom, checkpoints, tmp_path/'out')
     for seen in ['influence.checkpoints/epoch_001/*.parquet', 'influence.checkpoints/epoch_001.parquet', 'pairs/blocks/*.parquet']:
-        process = subprocess.Popen(call, env=quiet(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not list((tmp_path/'out').glob(seen)) and process.poll() is None: time.sleep(.02)
-        process.send_signal(signal.SIGKILL); process.wait()
+        process = start(tmp_path/'out')
+        while not list((tmp_path/'out').glob(seen)) and process.is_alive(): time.sleep(.02)
+        process.kill(); process.join()
     assert not (tmp_path/'out/pairs/pairwise.json').exists()
-    subprocess.run(call, env=quiet(), check=True, stdout=subprocess.DEVNULL)
-    subprocess.run([*call[:-1], str(tmp_path/'other')], env=quiet(), check=True, stdout=subprocess.DEVNULL)
+    for name in 'out', 'other':
+        process = start(tmp_path/name)
+        process.join()
+        assert process.exitcode == 0
     for name in 'influence.csv', 'pairs/pairwise.npy', 'pairs/pairwise.json':
         assert (tmp_path/'out'/name).read_bytes() == (tmp_path/'other'/name).read_bytes(), name
 
