@@ -257,9 +257,9 @@ RULINGS = { # what was decided, and the numbers that decided it
         'alone as the first answer of this site. The list is worth inspecting, but it does '
         'not show that the loss recognises errors. In the experiment by its defaults the '
         'number of findings alone finds {found_small[label_count][one_finding]:.2f} where the '
-        'loss finds {found_small[worst_loss][one_finding]:.2f}, and within the observed label the loss '
-        'has an AUROC of {small_runs[one_finding: worst_loss within][0]:.2f}. The large runs '
-        'have not been measured so yet.',
+        'loss finds {found_small[worst_loss][one_finding]:.2f}, and within the observed label '
+        'the loss has an AUROC of {small_runs[one_finding: worst_loss within][0]:.2f}. The '
+        'large runs have not been measured so yet.',
     "One network's influence is not acted on.": 'On NIH seed 0 agrees with the seeds 1 and 2 '
         'by {seeds[0][influence / 1]:.2f} and {seeds[0][influence / 2]:.2f}, while these two '
         'agree by {seeds[1][influence / 2]:.2f}. The default is the average rank over three '
