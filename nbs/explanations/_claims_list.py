@@ -306,16 +306,16 @@ FAILED = { # idea -> what came of it; numbers in braces are read, others are not
 }
 
 NOTED = { # seen in trials that are not kept: no claim rests on them
-    'An LDS of 0.9 through a whole run at 64 pixels': 'about 0.3 with 700 images and 132 steps '
-        '(smoothness 0.6), 0.65 with 320 images and 20 steps',
-    'The recipe smooth at the AUROC of small': '0.84 against 0.86 on the phantom',
-    'One unrolled query for the price of four trainings': '5 to 6.3 trainings',
-    'Correct probabilities for other prevalences (EM of the prior)': 'the calibration error '
-        'grew to 0.62; left out',
+    'An LDS of 0.9 through a whole run at 64 pixels': 'About 0.3 with 700 images and 132 steps '
+        '(smoothness 0.6), 0.65 with 320 images and 20 steps.',
+    'The recipe smooth at the AUROC of small': '0.84 against 0.86 on the phantom.',
+    'One unrolled query for the price of four trainings': 'It costs 5 to 6.3.',
+    'Correct probabilities for other prevalences (EM of the prior)': 'The calibration error '
+        'grew to 0.62; left out.',
     "Influence of each label alone as a label-error score": '0.46 to 0.53 found in a tenth, '
-        'for seven times the cost; below the loss',
-    'Score an image by the influence of its own labels only': 'found fewer label errors than '
-        'the whole',
-    'Validation patients by the best of a hundred random cuts': 'a finding was off by 0.011, '
-        'by moving single patients 0.003',
+        'for seven times the cost; below the loss.',
+    'Score an image by the influence of its own labels only': 'Found fewer label errors than '
+        'the whole influence.',
+    'Validation patients by the best of a hundred random cuts': 'A finding was off by 0.011; '
+        'by moving single patients, by 0.003.',
 }
