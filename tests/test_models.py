@@ -9,7 +9,8 @@ from cxr_influence.data.batches import MEAN, STD
 from cxr_influence.data.labels import FINDINGS
 from cxr_influence.training.checkpoints import Recipe, best_checkpoint
 from cxr_influence.training.networks import (_check_image_size, _densenet_small, _known_weights,
-    _make_network, _match, list_backbones, make_model)
+    _make_network, list_backbones, make_model)
+from cxr_influence.training.weights import _match
 from cxr_influence.training.resume import fit
 
 @pytest.mark.parametrize('backbone', list_backbones())

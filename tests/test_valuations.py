@@ -12,7 +12,8 @@ from cxr_influence.data.batches import Data, batches
 from cxr_influence.data.labels import FINDINGS
 from cxr_influence.data.store import decode
 from cxr_influence.training.checkpoints import Recipe, list_checkpoints
-from cxr_influence.training.networks import _head_name, make_model
+from cxr_influence.training.weights import _head_name
+from cxr_influence.training.networks import make_model
 from cxr_influence.attribution.scoring import influence
 from cxr_influence.attribution.layerwise import self_influence
 from cxr_influence.attribution.pairwise import open_pairwise, pairwise

@@ -20,7 +20,8 @@ from torch import nn
 from ..data.files import (DamagedFile, InputError, _check, _checksum,
     _checksum_path, _write_whole)
 from .losses import FocalLoss, _check_targets, _loss_of
-from .networks import _load_state, make_model, smooth_network
+from .weights import _load_state
+from .networks import make_model, smooth_network
 from ..data.labels import _check_findings
 
 # %% ../../nbs/4_training/04_checkpoints.ipynb #rec1pe01

@@ -6,31 +6,20 @@
 __all__ = ['list_backbones', 'smooth_network', 'make_model', 'match_weights', 'weights_checksum', 'best_device']
 
 # %% ../../nbs/4_training/02_networks.ipynb #be767832
-import hashlib, pickletools, re, zipfile
-from collections import Counter
+import hashlib, re
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 import torchvision
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models.vision_transformer import interpolate_embeddings
 
 from ..data.batches import MEAN, STD
 from ..data.labels import FINDINGS
 from ..data.files import InputError
-from ..data.tables import _check_unpacked
+from .weights import _best_match, _head_name, _read_weights, _translate
 
 # %% ../../nbs/4_training/02_networks.ipynb #3e838fb9
-def _head_name(
-    model:nn.Module,
-) -> str: # such as `classifier`
-    "Find the last linear layer."
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
-
 def _replace_head(
     model:nn.Module, # a torchvision classifier, changed in place
     outputs:int=len(FINDINGS),
@@ -119,228 +108,6 @@ def smooth_network(
         model.logit_scale, kind = logit_scale, type(model)
         model.__class__ = type(f'Scaled{kind.__name__}', (_ScaledLogits, kind), {})
     return model
-
-# %% ../../nbs/4_training/02_networks.ipynb #c2a3385f
-class _Unread(dict):
-    "Stands for an object beside the weights, of whatever class, and does nothing."
-    def __new__(cls, *_, **__): return dict.__new__(cls)
-    def __init__(self, *_, **__): pass
-    def __setstate__(self, state): pass
-
-class _Array(_Unread):
-    "Stands for an array of NumPy."
-    def __setstate__(self, state): self.state = state
-
-class _Dtype(_Unread):
-    "Stands for the type of its numbers, such as `f4`."
-    def __init__(self, code='', *_): self.code = code
-    def __setstate__(self, state): self.code = state[1].replace('|', '') + self.code
-
-_STAND_INS = {'collections.defaultdict': lambda *_: {}, 'collections.deque': lambda *_: [],
-              'numpy.ndarray': _Array, 'numpy.dtype': _Dtype} | dict.fromkeys(
-    [f'numpy.{core}.multiarray._reconstruct' for core in ['core', '_core']],
-    lambda *_: _Array())
-
-# %% ../../nbs/4_training/02_networks.ipynb #snpy0000
-def _stand_ins(path:Path) -> list: # pairs for `torch.serialization.safe_globals`
-    "Name the classes and functions that a PyTorch file asks for, each with its stand-in."
-    if zipfile.is_zipfile(path):
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    else:
-        with open(path, 'rb') as file: # before PyTorch 1.6: four pickles, then the tensors
-            pickles = [pickletools.genops(file) for _ in range(4)]
-            names = [text.replace(' ', '.') for operations in pickles
-                     for code, text, _ in operations if code.name == 'GLOBAL']
-    names = [name.replace('__builtin__', 'builtins') for name in names]
-    return [(_STAND_INS.get(name, _Unread), name) for name in names]
-
-# %% ../../nbs/4_training/02_networks.ipynb #2681dc33
-def _read_weights(
-    path:str|Path, # a `.safetensors` file, or one of PyTorch's with any other ending
-) -> dict: # place in the file -> (name -> tensor)
-    "Read dictionaries of tensors, and run no code. Raises `InputError` that names the file."
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f'No weights at {path}: give a .safetensors or .pth file.')
-    _check_unpacked(path)
-    try:
-        if path.suffix == '.safetensors': return {'': load_file(path)}
-        with torch.serialization.safe_globals(_stand_ins(path)):
-            found = _dictionaries(torch.load(path, map_location='cpu', weights_only=True))
-        if not found: raise TypeError('it has no dictionary of tensors; a whole model has none')
-    except Exception as error: # torch and safetensors raise several
-        why = str(error) if isinstance(error, TypeError) else type(error).__name__
-        raise InputError(f'{path} is not a file of weights that is safe to read ({why}): '
-                         'save the state_dict() of the model.') from None
-    return found
-
-# %% ../../nbs/4_training/02_networks.ipynb #b9c79c2e
-def _dictionaries(content, place:str='') -> dict: # place -> (name -> tensor)
-    "Find all dictionaries of tensors, also those inside others."
-    if not isinstance(content, dict): return {}
-    tensors = {str(name): t for name, t in content.items()
-               if isinstance(t, Tensor) and t.layout == torch.strided and not t.is_meta}
-    tensors = tensors or _of_arrays(content)
-    found = {place: tensors} if tensors else {}
-    for name, value in content.items(): found |= _dictionaries(value, f'{place}{name}.')
-    return found
-
-def _of_arrays(content:dict) -> dict: # name -> tensor
-    "Make tensors of the arrays of a dictionary that has no tensors, from their bytes."
-    found = {}
-    for name, value in content.items():
-        _, shape, kind, fortran, data = getattr(value, 'state', [None] * 5)
-        code = re.fullmatch('[<=>]?([fiu][248])', getattr(kind, 'code', ''))
-        if not code or not isinstance(data, bytes): continue
-        array = np.frombuffer(data, code[0]).reshape(shape, order='F' if fortran else 'C')
-        found[str(name)] = torch.tensor(array.astype(code[1]))
-    return found
-
-# %% ../../nbs/4_training/02_networks.ipynb #23be81ae
-_WRAPPER = re.compile(r'(^|(?<=\.))(module|_orig_mod)\.')
-_DOTTED = re.compile(r'(denselayer\d+\.(?:norm|conv))\.([12])\.')
-
-def _own_name(
-    name:str, # in a file
-    own, # names of this network
-    head:str, # such as `classifier`
-) -> tuple: # what stands before it, and the name here; or two times None
-    "Find a tensor's name in this network, whatever it is wrapped in."
-    words = _DOTTED.sub(r'\1\2.', _WRAPPER.sub('', name)).split('.')
-    for start in range(len(words)):
-        end = '.'.join(words[start:])
-        for here in [end, re.sub(rf'^{re.escape(head)}\.\d+\.', f'{head}.', end)]:
-            if here in own: return '.'.join(words[:start]), here
-    return None, None
-
-# %% ../../nbs/4_training/02_networks.ipynb #3be320af
-def _translate(
-    state:dict, # name -> tensor
-    own:dict, # of this network
-    head:str,
-    source:str, # for the error
-) -> dict: # name here -> name in the file
-    "Name a file's tensors as this network does. Raises `InputError` if two would be the same."
-    pairs = {name: _own_name(name, own, head) for name in state}
-    counts = Counter(before for before, here in pairs.values() if here).most_common(2)
-    if len(counts) == 2 and counts[0][1] == counts[1][1] > 2:
-        raise InputError(f'{source} holds two networks, {counts[0][0]!r} and {counts[1][0]!r}: '
-                         'save one of them.')
-    found = {}
-    def take(name, here):
-        if here in found:
-            raise InputError(f'{source} has {found[here]} and {name}, which would both be '
-                             f'{here}: a head must be one linear layer.')
-        found[here] = name
-    for name, (before, here) in pairs.items():
-        if here and before == counts[0][0]: take(name, here)
-    for name, (before, here) in pairs.items(): # a wrapper may hold the head itself
-        outside = here and before != counts[0][0] and here.startswith(f'{head}.')
-        if outside and here not in found: take(name, here)
-    return found
-
-# %% ../../nbs/4_training/02_networks.ipynb #58a1a735
-_BESIDE = re.compile(r'(^|\.)(n_averaged|total_ops|total_params'
-                     r'|\w*(loss|criterion|metric|auroc|accuracy)\w*)(\.|$)')
-
-def _check_fit(
-    state:dict, # name here -> tensor
-    own:dict, # of this network
-    left:list, # names in the file that are none here
-    source:str,
-) -> None:
-    "Raise `InputError` that names a tensor that is missing, unknown, or cannot be used."
-    need = [name for name in own if not name.endswith('num_batches_tracked')]
-    missing = [name for name in need if name not in state]
-    unknown = [name for name in left if not _BESIDE.search(name)]
-    other = [f'{name} is {tuple(state[name].shape)}, here {tuple(own[name].shape)}'
-             for name in need if name in state and state[name].shape != own[name].shape]
-    for what, names in dict(missing=missing, unknown=unknown, other=other).items():
-        if names:
-            what = {'other': 'of another shape'}.get(what, what)
-            raise InputError(f'{source} does not fit this backbone: {len(names)} tensors are '
-                             f'{what}, the first: {min(names)}.')
-    for name, tensor in state.items():
-        if tensor.is_complex() or not tensor.isfinite().all():
-            raise InputError(f'{source} has values in {name} that are no finite numbers.')
-
-# %% ../../nbs/4_training/02_networks.ipynb #sgrey001
-def _three_channels(t:Tensor, own:Tensor) -> Tensor: # (c, 3, h, w) of (c, 1, h, w)
-    "Let a first layer that was made for grey images see their mean over three equal channels."
-    grey = own.dim() == 4 and own.shape[1] == 3 and t.shape == own[:, :1].shape
-    return t.expand(own.shape) / 3 if grey else t
-
-# %% ../../nbs/4_training/02_networks.ipynb #afba07d0
-class _Match(NamedTuple):
-    tensors:dict # name here -> tensor
-    table:pd.DataFrame # `in the file`, `here`, `what`: found, renamed, left out or new
-
-def _match(
-    model:nn.Module,
-    state:dict, # name in the file -> tensor
-    source:str, # for the error
-    image_size:int|None=None, # to which a vision transformer's positions are resampled
-) -> _Match:
-    "Match a file's tensors with a network's. Raises `InputError` if they do not fit."
-    own, head = model.state_dict(), _head_name(model)
-    found = _translate(state, own, head, source)
-    taken = {here: state[name] for here, name in found.items()}
-    if image_size and 'encoder.pos_embedding' in taken:
-        taken = dict(interpolate_embeddings(image_size, model.patch_size, taken))
-    ends = [f'{head}.weight', f'{head}.bias']
-    whole = all(n in taken and taken[n].shape == own[n].shape for n in ends)
-    if not whole: taken = {here: t for here, t in taken.items() if here not in ends}
-    taken = {here: _three_channels(t, own[here]) for here, t in taken.items()}
-    _check_fit({**{n: own[n] for n in ends}, **taken}, own,
-               [name for name in state if name not in found.values()], source)
-    return _Match(taken, _match_table(found, taken, own, state))
-
-# %% ../../nbs/4_training/02_networks.ipynb #3c2350da
-def _match_table(found:dict, taken:dict, own:dict, state:dict) -> pd.DataFrame:
-    "Tabulate what became of each tensor of a file, and which are new."
-    def grey(here, name): return _three_channels(state[name], own[here]) is not state[name]
-    rows = [(name, here, 'made three channels' if grey(here, name) else
-             'found' if name == here else 'renamed')
-            for here, name in found.items() if here in taken]
-    there = {name for name, _, _ in rows}
-    rows += [(name, '', 'left out') for name in state if name not in there]
-    rows += [('', here, 'new') for here in own if here not in taken]
-    table = pd.DataFrame(rows, columns=['in the file', 'here', 'what'])
-    shapes = [tuple((state.get(name) if name else own[here]).shape) for name, here, _ in rows]
-    return table.assign(shape=shapes)
-
-# %% ../../nbs/4_training/02_networks.ipynb #afe311cc
-def _best_match(
-    model:nn.Module,
-    dictionaries:dict, # place in the file -> (name -> tensor)
-    source:str,
-    image_size:int|None=None,
-) -> _Match:
-    "Match the dictionary of a file that has most of the network's tensors."
-    own, head = model.state_dict(), _head_name(model)
-    def fits(place): return sum(bool(_own_name(name, own, head)[1])
-                                for name in dictionaries[place])
-    counts = {place: fits(place) for place in dictionaries}
-    best = [place for place in counts if counts[place] == max(counts.values())]
-    usual = [p for p in ['', 'state_dict.', 'model_state_dict.', 'model.'] if p in best]
-    if len(best) > 1 and not usual and max(counts.values()):
-        raise InputError(f'{source} holds several networks ({", ".join(best)}): save one.')
-    return _match(model, dictionaries[(usual or best)[0]], source, image_size)
-
-# %% ../../nbs/4_training/02_networks.ipynb #a254198b
-def _load_state(
-    model:nn.Module, # changed in place
-    state:dict, # name -> tensor
-    source:str, # where it is from, for the error
-) -> None:
-    "Load a state dict. Raises `InputError` unless names and shapes are the network's."
-    own = model.state_dict()
-    wrong = [name for name in own.keys() | state.keys()
-             if name not in own or name not in state or own[name].shape != state[name].shape]
-    if wrong:
-        raise InputError(f'{source} does not fit this backbone: {len(wrong)} tensors are '
-                         f'missing, unknown or of another shape, the first is {min(wrong)}.')
-    model.load_state_dict(state)
 
 # %% ../../nbs/4_training/02_networks.ipynb #40b05418
 def _file_weights(

@@ -27,7 +27,7 @@ from .checkpoints import (_LATER, Checkpoint, Recipe, _check_one_run,
     _check_recipe, _removed, _state_files, list_checkpoints, save_checkpoint)
 from .distributed import Processes, join_processes
 from .loop import _order, _precision_on, _run_settings, _Training
-from .networks import _load_state
+from .weights import _load_state
 from ..data.labels import findings_of
 
 # %% ../../nbs/4_training/06_resume.ipynb #090bf81d
