@@ -298,7 +298,7 @@ def _reverse_quickly(
     with torch.no_grad(): _, u, m_bar, v_bar = _reverse_adamw(state, g, at, after)
     found = [_product(net, state.p, batch, *pair) for pair in zip(u, at.momentum * after.r)]
     p_bar, w_bar, shares = (torch.stack(parts) for parts in zip(*found))
-    apart = (shares.sum(1) - u @ g).abs() / shares.abs().sum(1).clamp(min=1e-30)
+    apart = (shares.sum(1) - u @ g).abs() / shares.norm(dim=1).clamp(min=1e-30)
     p_bar = p_bar + (1 - at.rate * at.decay) * after.p
     return (_State(p_bar, m_bar, v_bar, (1 - at.momentum) * after.r), w_bar,
             float(apart.max()))

@@ -215,7 +215,8 @@ def _check_step(number:int, share:float) -> None:
                          'DenseNet or another backbone without layers that are random.')
 
 # %% ../../nbs/5_attribution/08_whole_run.ipynb #9243d2a1
-def _apart(a:Tensor, b:Tensor) -> float: return float((a - b).norm() / b.norm().clamp(min=1e-30))
+def _apart(a:Tensor, b:Tensor) -> float: # as a share of b
+    return float((a - b).norm() / b.norm().clamp(min=1e-30))
 
 @patch
 def _compare_ways(self:_Replay, moment:_Moment, batch:_Batch, adjoint:_State, given) -> None:
@@ -521,7 +522,7 @@ def along(
                 tangent = replay._step_along(moment, tangent, change)
             replay._check_arrival(moment)
             tables[epoch] = replay._effects(moment, tangent, against)
-    table, trust = pd.concat(tables, names=['epoch']), _trust(run, _kept_smoothness(run, replay))
-    table.attrs |= trust
+    table = pd.concat(tables, names=['epoch'])
+    table.attrs |= (trust := _trust(run, _kept_smoothness(run, replay)))
     if trust['warning']: _warn(trust['warning'])
     return table
