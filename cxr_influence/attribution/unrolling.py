@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/5_attribution/07_unrolling.ipynb #02aae4f2
-import copy
+import copy, warnings
 from typing import NamedTuple
 
 import torch
@@ -265,19 +265,29 @@ def _quicken(net:_Network) -> None:
         if type(layer) in quick: layer.__class__, layer.shared = quick[type(layer)], net.shared
 
 # %% ../../nbs/5_attribution/07_unrolling.ipynb #539e07b1
+def _loss_along(loss, logits:Tensor, tangent:Tensor, y:Tensor) -> Tensor: # (b, findings)
+    "Differentiate losses along a change of the logits, by going back twice."
+    losses = loss(logits, y)
+    v = torch.zeros_like(losses).requires_grad_()
+    slope, = torch.autograd.grad(losses, logits, v, create_graph=True)
+    return torch.autograd.grad(slope, v, tangent, create_graph=True)[0]
+
 def _dual_losses(net:_Network, p:Tensor, batch:_Batch, u:Tensor) -> tuple:
     "Compute derivatives along u of a batch's losses, (b, findings), and (R,) its statistics."
     net.shared.weights, net.shared.dual = batch.w if batch.w.dim() == 1 else None, True
     x = batch.x.contiguous(memory_format=torch.channels_last)
     try:
-        with forward_ad.dual_level():
+        with forward_ad.dual_level(), warnings.catch_warnings():
+            warnings.simplefilter('ignore', FutureWarning) # PyTorch's, of its own old parts
             pairs = zip(net.names, net.named(p).values(), net.named(u).values())
             tensors = {name: forward_ad.make_dual(*pair) for name, *pair in pairs}
-            losses = net.loss(functional_call(net.model.train(), tensors, x), batch.y)
-            seen = _flat([net.seen.pop(layer) for layer in net.norms.values()], p)
-            return forward_ad.unpack_dual(losses).tangent, seen
+            out = functional_call(net.model.train(), tensors, x)
+            logits = forward_ad.unpack_dual(out)
+        seen = _flat([net.seen.pop(layer) for layer in net.norms.values()], p)
+        return _loss_along(net.loss, *logits, batch.y), seen
     finally: net.shared.dual = False
 
+# %% ../../nbs/5_attribution/07_unrolling.ipynb #54a9febe
 def _product(net:_Network, p:Tensor, batch:_Batch, u:Tensor, r_bar:Tensor) -> tuple:
     "Differentiate ⟨u, ∇L⟩ + ⟨r_bar, statistics⟩ by p and w, forward and then back."
     p, w = p.detach().requires_grad_(), batch.w.detach().requires_grad_()

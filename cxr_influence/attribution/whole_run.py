@@ -25,9 +25,9 @@ from tqdm import tqdm
 from .scoring import (_check_data, _check_loss, _Loader, _hold,
     _read_facts, _write_scores, query_losses)
 from .tracin import _full_precision
-from cxr_influence.attribution.unrolling import (_Batch, _buffers, _eval_losses,
+from .unrolling import (_Batch, _buffers, _eval_losses,
     _final_adjoints, _flat, _forward_step, _Network, _quicken, _reverse_quickly, _reverse_step,
-    _State, _state_of, _Step)
+    _reverse_quickly, _reverse_step, _State, _state_of, _Step)
 from ..data.batches import Data
 from ..data.files import InputError, _digest, _read_kept, _warn, _write_whole
 from ..data.nih import match_names
