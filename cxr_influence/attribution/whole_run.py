@@ -26,7 +26,7 @@ from .scoring import (_check_data, _check_loss, _Loader, _hold,
     _read_facts, _write_scores, query_losses)
 from .tracin import _full_precision
 from .unrolling import (_Batch, _buffers, _eval_losses,
-    _final_adjoints, _flat, _forward_step, _Network, _quicken, _reverse_quickly, _reverse_step,
+    _final_adjoints, _flat, _forward_step, _gradient, _Network, _quicken,
     _reverse_quickly, _reverse_step, _State, _state_of, _Step)
 from ..data.batches import Data
 from ..data.files import InputError, _digest, _read_kept, _warn, _write_whole
@@ -214,17 +214,20 @@ def _check_step(number:int, share:float) -> None:
                          'from that of the training: this network cannot be unrolled; use a '
                          'DenseNet or another backbone without layers that are random.')
 
-# %% ../../nbs/5_attribution/08_whole_run.ipynb #9243d2a1
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #70ae5ca0
 def _apart(a:Tensor, b:Tensor) -> float: # as a share of b
     return float((a - b).norm() / b.norm().clamp(min=1e-30))
 
 @patch
-def _compare_ways(self:_Replay, moment:_Moment, batch:_Batch, adjoint:_State, given) -> None:
-    "Take a step back in the plain way, and see whether the faster way is right."
-    plain, shares, m = _reverse_step(self.net, *given, adjoint)
-    _check_step(moment.number, _apart(m, moment.after.m.to(m)))
+def _compare_ways(self:_Replay, moment:_Moment, batch:_Batch, adjoint:_State) -> None:
+    "Compare the gradient with that of training, and both ways back on a few images."
+    before, g = self._on(moment.before), moment.g.to(adjoint.p)
+    _check_step(moment.number, _apart(_gradient(self.net, before.p, batch)[0], g))
+    few = _Batch(*(t[:8] for t in batch))
+    given = self.net, before, few, moment.at, adjoint
+    plain, shares, _ = _reverse_step(*given)
     try:
-        found, own, _ = _reverse_quickly(self.net, *given, adjoint, moment.g.to(m))
+        found, own, _ = _reverse_quickly(*given, _gradient(self.net, before.p, few)[0])
         apart = max(_apart(found.p - adjoint.p, plain.p - adjoint.p), _apart(own, shares))
         why = '' if apart < .1 else f'it differs by {apart:.1g}'
     except Exception as error: why = str(error).splitlines()[0] # of torch, of several kinds
@@ -238,7 +241,7 @@ def _step_back(self:_Replay, moment:_Moment, adjoint:_State, per_label:bool) -> 
     batch = moment.batch
     if per_label: batch = batch._replace(w=batch.w.view(len(batch.y), -1).expand_as(batch.y))
     given = self._on(moment.before), batch, moment.at
-    if self.quick is None: self._compare_ways(moment, batch, adjoint, given)
+    if self.quick is None: self._compare_ways(moment, batch, adjoint)
     if not self.quick:
         adjoint, share, m = _reverse_step(self.net, *given, adjoint)
         apart = _apart(m, moment.after.m.to(m))
