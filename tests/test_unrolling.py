@@ -1,15 +1,17 @@
 "The derivative of a whole run: against autograd, against itself forward, against the training that it derives, and against retraining."
 import json, shutil
+from copy import deepcopy
 import numpy as np
 import pandas as pd
 import pytest, torch, torchvision
 from torch import nn
 
-from cxr_influence.attribution import whole_run
+from cxr_influence.attribution import every_step as every, whole_run
 from cxr_influence.attribution.densenet import is_densenet
+from cxr_influence.attribution.every_step import every_step
 from cxr_influence.attribution.scoring import influence, score_checkpoint, verify
-from cxr_influence.attribution.unrolling import (_Batch, _eval_losses, _final_adjoints, _forward_step, _Network, _pure_step,
-    _reverse_step, _State, _state_of, _Step)
+from cxr_influence.attribution.unrolling import (_Batch, _eval_losses, _final_adjoints, _forward_step, _gradient, _Network,
+    _pure_step, _quicken, _reverse_quickly, _reverse_step, _State, _state_of, _Step)
 from cxr_influence.attribution.whole_run import _Replay, along, smoothness, unroll
 from cxr_influence.data.files import InputError
 from cxr_influence.training.checkpoints import _LATER, Recipe, list_checkpoints
@@ -99,6 +101,28 @@ def test_it_is_what_central_differences_give():
     products = reverse(net, states, batches, steps, ones, target)[0] * change
     actual = float((loss(h) - loss(-h)).detach()) / (2 * h)
     assert abs(actual - float(products.sum())) < 1e-3 * float(products.abs().sum())
+
+# ---- the faster way back
+
+@pytest.mark.parametrize('clip', [.05, 1e9], ids=['clipped', 'not'])
+@pytest.mark.parametrize('of', ['ones', 'images', 'labels'])
+@pytest.mark.parametrize('kind', ['smooth', 'relu'])
+def test_the_faster_way_back_is_the_plain_one(kind, of, clip):
+    net, state, batches, steps, _ = small_run(kind, clip, Mixed() if kind == 'smooth' and of == 'ones' else None)
+    (x, y), at = batches[0], steps[1]
+    w = {'ones': torch.ones(SIZE), 'images': torch.rand(SIZE) + .5, 'labels': torch.rand(SIZE, 14) + .5}[of].double()
+    if of == 'images': w[2] = 0
+    state = state._replace(m=torch.randn_like(state.p) * 1e-2, v=torch.rand_like(state.p) * 1e-3)
+    after, batch = _State(*(torch.randn(3, len(t)).double() for t in state)), _Batch(x, y, w)
+    plain, shares, m = _reverse_step(net, state, batch, at, after)
+    g = _gradient(net, state.p, batch)[0]
+    _quicken(net)
+    again = _gradient(net, state.p, batch)[0] # quick layers are themselves where no tangent is wanted
+    close(again, g, 1e-14)
+    found, own, apart = _reverse_quickly(net, state, batch, at, after, g)
+    for a, b in zip([*found, own], [*plain, shares]): close(a, b)
+    assert apart < 1e-10 < .1 < _reverse_quickly(net, state, batch, at, after, g + 10 * g.norm() * torch.randn_like(g))[2]
+    close(_reverse_step(net, state, batch, at, after)[0].p, plain.p)
 
 # ---- the training that it derives
 
@@ -280,16 +304,115 @@ def test_a_room_bounds_the_states_that_are_held():
         assert [m.number for m in replay._backward(0, 0, count, room)] == [*range(count)][::-1]
         assert replay.walked < count * (2 + np.log2(count))
 
-def test_smoothness_is_measured_once_and_goes_with_the_scores(data, run, tmp_path, monkeypatch):
-    copy = shutil.copytree(run, tmp_path/'run')
-    unroll(copy, data, tmp_path/'before.csv', first_epoch=2, device='cpu')
-    assert json.loads((tmp_path/'before.json').read_text())['smoothness'] is None
-    found = smoothness(copy, data, device='cpu')
+def facts_of(out): return json.loads(out.with_suffix('.json').read_text())
+
+def test_scores_carry_the_smoothness_of_their_run_which_is_measured_once(data, run, tmp_path, monkeypatch, capsys):
+    copy, only = shutil.copytree(run, tmp_path/'run'), dict(first_epoch=2, device='cpu')
+    effect = along(copy, data, data.train.index[:5], **only)
+    assert effect.attrs['smoothness'] is None and 'call smoothness(run, data)' in capsys.readouterr().err
+    assert 'not measured' in effect.attrs['warning']
+    scores = unroll(copy, data, tmp_path/'first.csv', **only)
+    found = scores.attrs['smoothness']
     assert -1 <= found <= 1 and not (tmp_path/'run.smoothness').exists()
     monkeypatch.setattr(whole_run, 'fit', lambda *_, **__: pytest.fail('trained again'))
-    assert smoothness(copy, data, device='cpu') == found
-    unroll(copy, data, tmp_path/'after.csv', first_epoch=2, device='cpu')
-    assert json.loads((tmp_path/'after.json').read_text())['smoothness'] == found
+    assert smoothness(copy, data, device='cpu') == found == facts_of(tmp_path/'first.csv')['smoothness']
+    for level, warned in [(found + .1, True), (found - .1, False)]:
+        monkeypatch.setattr(whole_run, '_SMOOTH_ENOUGH', level)
+        capsys.readouterr()
+        scores = unroll(copy, data, tmp_path/'first.csv', **only) # read, not made
+        effect = along(copy, data, data.train.index[:5], **only)
+        for text in [scores.attrs['warning'], facts_of(tmp_path/'first.csv')['warning'], effect.attrs['warning']]:
+            assert (f'{copy} is {found:.2f}' in text and "recipe('smooth')" in text) if warned else text is None
+        assert capsys.readouterr().err.count('does not reliably predict') == 2 * warned
+
+def test_scores_of_an_unfinished_run_say_that_its_smoothness_is_not_measured(data, run, tmp_path, capsys):
+    half = shutil.copytree(run, tmp_path/'run')
+    shutil.rmtree(half/'epoch_002')
+    scores = unroll(half, data, tmp_path/'s.csv', device='cpu')
+    assert scores.attrs['smoothness'] is None and facts_of(tmp_path/'s.csv')['smoothness'] is None
+    assert 'is not measured' in facts_of(tmp_path/'s.csv')['warning'] and 'is not measured' in capsys.readouterr().err
+
+def test_an_interrupted_unrolling_resumes_at_its_epoch(data, run, tmp_path, monkeypatch):
+    out, whole = tmp_path/'cut.csv', unroll(run, data, tmp_path/'whole.csv', per_finding=True, device='cpu')
+    back, taken = _Replay._step_back, []
+    def cut(self, moment, *rest):
+        if moment.number < self.steps: raise KeyboardInterrupt
+        return back(self, moment, *rest)
+    monkeypatch.setattr(_Replay, '_step_back', cut)
+    with pytest.raises(KeyboardInterrupt): unroll(run, data, out, per_finding=True, device='cpu')
+    assert not out.exists() and [path.name for path in tmp_path.glob('.cut.unrolling')]
+    monkeypatch.setattr(_Replay, '_step_back', lambda self, moment, *rest: (taken.append(moment.number), back(self, moment, *rest))[1])
+    unroll(run, data, tmp_path/'cut2.csv', first_epoch=2, device='cpu') # another pass does not take it up
+    taken.clear()
+    again = unroll(run, data, out, per_finding=True, device='cpu')
+    assert max(taken) < len(taken) and 2 * len(taken) == facts_of(out)['steps'] and not [*tmp_path.glob('.cut.unrolling')]
+    np.testing.assert_allclose(again, whole, rtol=1e-6, atol=1e-9)
+
+def test_a_network_that_the_faster_way_does_not_fit_takes_the_plain_one(data, run, tmp_path, monkeypatch, capsys):
+    only = dict(first_epoch=2, device='cpu')
+    scores, quickly = unroll(run, data, tmp_path/'fast.csv', **only).influence, whole_run._reverse_quickly
+    def fails(*_): raise NotImplementedError('no forward mode for this layer')
+    def differs(*given):
+        found, shares, apart = quickly(*given)
+        return found, 2 * shares, apart
+    for number, (way, why) in enumerate([(fails, 'no forward mode'), (differs, 'it differs by 1')]):
+        monkeypatch.setattr(whole_run, '_reverse_quickly', way)
+        plain = unroll(run, data, tmp_path/f'{number}.csv', **only).influence
+        assert f'does not fit this network ({why}' in capsys.readouterr().err
+        np.testing.assert_allclose(plain, scores, atol=1e-3 * scores.abs().max())
+
+# ---- TracIn at every step
+
+def naively(run, data, weights, first_epoch):
+    "In float64, one image and one target at a time."
+    replay, found = _Replay(run, data, 'cpu'), np.zeros((len(data), 2 * len(weights)))
+    model, loss = replay.training.model, replay.training.loss
+    wide = deepcopy(model).double()
+    def images(rows):
+        x, y, _ = next(iter(whole_run._Loader(data, rows, len(rows))))
+        return x.double(), y.double()
+    def gradient(value): return torch.cat([g.flatten() for g in torch.autograd.grad(value, [*wide.parameters()])])
+    vx, vy = images(data.rows('validation'))
+    for epoch in range(first_epoch, replay.epochs + 1):
+        begin = (epoch - 1) * replay.steps
+        for moment in replay._walk(replay._at(epoch - 1), begin, begin + replay.steps):
+            tensors = replay.net.named(moment.before.p) | whole_run._buffers(replay.net, moment.before.r)
+            wide.load_state_dict({name: t.double() for name, t in tensors.items()}, strict=False)
+            wide.eval()
+            own = [gradient(loss(wide(x[None]), y[None]).sum()) for x, y in zip(*images(moment.rows))]
+            facts = replay.facts
+            root = (moment.after.v.double() / (1 - facts['betas'][1]**(moment.number + 1)) + facts['root_epsilon']).sqrt() + 1e-8
+            targets = [gradient((w.double() * loss(wide(vx), vy)).sum()) for w in weights]
+            for place, v in enumerate([*targets, *(v / root for v in targets)]):
+                found[moment.rows, place] += [moment.at.rate / len(own) * float(g @ v) for g in own]
+    return found[data.rows('train')]
+
+def test_tracin_at_every_step_is_the_plain_sum_kept_by_epoch(data, run, tmp_path, monkeypatch):
+    group, n = list(data.validation.index[:3]), len(data.validation)
+    out, whole = tmp_path/'steps.csv', torch.full((n, 14), 1 / n)
+    three = torch.zeros(n, 14)
+    three[:3] = 1 / 3
+    late = every_step(run, data, out, groups={'three': group}, first_epoch=2, device='cpu')
+    names = ['influence', 'influence_three', 'optimiser_aware', 'optimiser_aware_three']
+    assert list(late) == ['influence', 'rank', *names[1:]] and list(late.index) == list(data.train.index)
+    plain = naively(run, data, torch.stack([whole, three]), 2)
+    for name, own in zip(names, plain.T): np.testing.assert_allclose(late[name], own, atol=1e-3 * np.abs(own).max())
+    every_epoch = every_step(run, data, out, groups={'three': group}, device='cpu')
+    first = every_epoch[names] - late[names]
+    assert (first.abs().sum() > 0).all() and facts_of(out)['first_epoch'] == 1
+    monkeypatch.setattr(every, '_score_step', lambda *_: pytest.fail('computed again'))
+    again = every_step(run, data, out, groups={'three': group}, device='cpu')
+    assert again.equals(every_epoch)
+    with pytest.raises(pytest.fail.Exception): every_step(run, data, out, device='cpu') # another question
+    for changes, words in [(dict(first_epoch=0), 'first_epoch is 0'), (dict(memory=1), 'memory is no setting'),
+                           (dict(against='nobody'), 'No image is of split nobody')]:
+        with pytest.raises(InputError, match=words): every_step(run, data, out, device='cpu', **changes)
+
+def test_findings_of_every_step_add_up(data, run, tmp_path):
+    scores = every_step(run, data, tmp_path/'s.csv', per_finding=True, first_epoch=2, device='cpu')
+    for kind in ['influence', 'optimiser_aware']:
+        parts = scores[[f'{kind}_{name}' for name in data.findings]]
+        np.testing.assert_allclose(parts.sum(axis=1), scores[kind], atol=1e-6 * scores[kind].abs().max())
 
 # ---- refusals
 

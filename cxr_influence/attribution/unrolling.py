@@ -6,11 +6,12 @@
 __all__ = []
 
 # %% ../../nbs/5_attribution/07_unrolling.ipynb #02aae4f2
-import copy
+import copy, warnings
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.func import functional_call, jvp
 
 from ..training.loop import _weigh_batchnorm, _WeightedBatchNorm
@@ -165,6 +166,152 @@ def _final_adjoints(
         start += len(x)
         seen.append(losses.detach())
     return _State(*bars), torch.cat(seen)
+
+# %% ../../nbs/5_attribution/07_unrolling.ipynb #05886729
+def _moments(x:Tensor, dx:Tensor, shift:Tensor) -> Tensor: # (4, b, channels)
+    "Average x, x², ẋ and xẋ over each image, x measured from a shift."
+    x = x - shift[:, None, None]
+    first, along, product = x.mean((2, 3)), dx.mean((2, 3)), (x * dx).mean((2, 3))
+    return torch.stack([first, x.square_().mean((2, 3)), along, product])
+
+def _coefficients(moments, weight, bias, w, shift, tangents, pixels:int, eps:float) -> tuple:
+    "Compute a, b, c and d, and the batch's mean and unbiased variance."
+    first, second, along, product = w / w.sum() @ moments
+    var, product, mean = second - first**2, product - first * along, first + shift
+    root, count = (var + eps).rsqrt(), pixels * w.sum()
+    a = weight * root
+    c = tangents[0] * root - a * root**2 * product
+    d = tangents[1] - a * along - c * mean
+    return a, bias - a * mean, c, d, mean, var * (count / (count - 1))
+
+# %% ../../nbs/5_attribution/07_unrolling.ipynb #40c4d269
+def _sums(g:Tensor, x:Tensor) -> tuple: # (channels,) of g x, and of g
+    "Sum over images and pixels, in one pass."
+    one = x.new_ones(x.shape[1])
+    return torch.ops.aten.native_batch_norm_backward(
+        g, x, one, None, None, 0 * one, one, True, 0., [False, True, True])[1:]
+
+def _norm_back(ctx, y_bar:Tensor, dy_bar:Tensor, *seen_bar) -> tuple: # adjoints of inputs
+    "Take adjoints back through BatchNorm and its tangent."
+    x, dx = ctx.saved_tensors
+    (one, b_bar), (c_bar, d_bar), (two, _) = (
+        _sums(*pair) for pair in [(y_bar, x), (dy_bar, x), (dy_bar, dx)])
+    bars, *rest = torch.autograd.grad(
+        ctx.found, ctx.parts, [one + two, b_bar, c_bar, d_bar, *seen_bar], retain_graph=True)
+    first, second, along, product = bars[..., None, None] / x[0, 0].numel()
+    a, c, shift = (t.detach()[:, None, None] for t in [*ctx.found[0:3:2], ctx.shift])
+    x_bar = torch.addcmul(first - 2 * shift * second, x, 2 * second).addcmul_(dx, product)
+    dx_bar = torch.addcmul(along - shift * product, x, product).addcmul_(dy_bar, a)
+    return x_bar.addcmul_(y_bar, a).addcmul_(dy_bar, c), dx_bar, *rest, None, None
+
+# %% ../../nbs/5_attribution/07_unrolling.ipynb #35615077
+class _DualNorm(torch.autograd.Function):
+    "BatchNorm of a value and its tangent, each image counted by its weight."
+    @staticmethod
+    def forward(ctx, x, dx, weight, bias, w, tangents, eps):
+        ctx.shift = x[::8].mean((0, 2, 3)) # near the mean, so that no digits are lost
+        parts = _moments(x, dx, ctx.shift), weight, bias, w
+        ctx.parts = [t.detach().requires_grad_() for t in parts]
+        with torch.enable_grad():
+            ctx.found = _coefficients(*ctx.parts, ctx.shift, tangents, x[0, 0].numel(), eps)
+        ctx.save_for_backward(x, dx)
+        a, b, c, d, *seen = (t.detach()[:, None, None] for t in ctx.found)
+        dy = torch.addcmul(d, x, c).addcmul_(dx, a)
+        return torch.addcmul(b, x, a), dy, *(t.flatten() for t in seen)
+
+    backward = staticmethod(_norm_back)
+
+# %% ../../nbs/5_attribution/07_unrolling.ipynb #352e8046
+class _DualSiLU(torch.autograd.Function):
+    "SiLU of a value and its tangent."
+    @staticmethod
+    def forward(ctx, y, dy):
+        s = y.sigmoid()
+        z = y * s
+        slope = (1 - s).mul_(z).add_(s)
+        ctx.save_for_backward(s, z, slope, dy)
+        return z, dy * slope
+
+    @staticmethod
+    def backward(ctx, z_bar, dz_bar):
+        s, z, slope, dy = ctx.saved_tensors
+        bend = (1 - z).mul_(s).mul_(2).add_(z).mul_(1 - s)
+        return bend.mul_(dy).mul_(dz_bar).addcmul_(z_bar, slope), dz_bar * slope
+
+# %% ../../nbs/5_attribution/07_unrolling.ipynb #21e89aeb
+class _DualBatchNorm(_WeightedBatchNorm):
+    "Weighted BatchNorm that is quicker where tangents are wanted."
+    def forward(self, x:Tensor) -> Tensor:
+        if not self.shared.dual: return super().forward(x)
+        (x, dx), *p = map(forward_ad.unpack_dual, [x, self.weight, self.bias])
+        if dx is None: dx = torch.zeros_like(x)
+        (weight, bias), tangents = zip(*p)
+        w = x.new_ones(len(x)) if self.shared.weights is None else self.shared.weights
+        y, dy, *seen = _DualNorm.apply(x, dx, weight, bias, w, tangents, self.eps)
+        self.shared.seen[self] = torch.cat(seen)
+        return forward_ad.make_dual(y, dy)
+
+class _QuickSiLU(nn.SiLU):
+    "SiLU that is quicker where tangents are wanted."
+    def forward(self, y:Tensor) -> Tensor:
+        y, dy = forward_ad.unpack_dual(y) if self.shared.dual else (y, None)
+        if dy is None: return super().forward(y)
+        return forward_ad.make_dual(*_DualSiLU.apply(y, dy))
+
+def _quicken(net:_Network) -> None:
+    "Let a network's layers be quick where tangents are wanted."
+    net.shared.dual, quick = False, {_WeightedBatchNorm: _DualBatchNorm, nn.SiLU: _QuickSiLU}
+    for layer in net.model.modules():
+        if type(layer) in quick: layer.__class__, layer.shared = quick[type(layer)], net.shared
+
+# %% ../../nbs/5_attribution/07_unrolling.ipynb #539e07b1
+def _loss_along(loss, logits:Tensor, tangent:Tensor, y:Tensor) -> Tensor: # (b, findings)
+    "Differentiate losses along a change of the logits, by going back twice."
+    losses = loss(logits, y)
+    v = torch.zeros_like(losses).requires_grad_()
+    slope, = torch.autograd.grad(losses, logits, v, create_graph=True)
+    return torch.autograd.grad(slope, v, tangent, create_graph=True)[0]
+
+def _dual_losses(net:_Network, p:Tensor, batch:_Batch, u:Tensor) -> tuple:
+    "Compute derivatives along u of a batch's losses, (b, findings), and (R,) its statistics."
+    net.shared.weights, net.shared.dual = batch.w if batch.w.dim() == 1 else None, True
+    x = batch.x.contiguous(memory_format=torch.channels_last)
+    try:
+        with forward_ad.dual_level(), warnings.catch_warnings():
+            warnings.simplefilter('ignore', FutureWarning) # PyTorch's, of its own old parts
+            pairs = zip(net.names, net.named(p).values(), net.named(u).values())
+            tensors = {name: forward_ad.make_dual(*pair) for name, *pair in pairs}
+            out = functional_call(net.model.train(), tensors, x)
+            logits = forward_ad.unpack_dual(out)
+        seen = _flat([net.seen.pop(layer) for layer in net.norms.values()], p)
+        return _loss_along(net.loss, *logits, batch.y), seen
+    finally: net.shared.dual = False
+
+# %% ../../nbs/5_attribution/07_unrolling.ipynb #54a9febe
+def _product(net:_Network, p:Tensor, batch:_Batch, u:Tensor, r_bar:Tensor) -> tuple:
+    "Differentiate ⟨u, ∇L⟩ + ⟨r_bar, statistics⟩ by p and w, forward and then back."
+    p, w = p.detach().requires_grad_(), batch.w.detach().requires_grad_()
+    along, seen = _dual_losses(net, p, batch._replace(w=w), u)
+    shares = (along * w.view(len(w), -1)).sum(1) / len(w) # of each image, in ⟨u, ∇L⟩
+    return *torch.autograd.grad(shares.sum() + r_bar @ seen, [p, w]), shares.detach()
+
+# %% ../../nbs/5_attribution/07_unrolling.ipynb #51920753
+def _reverse_quickly(
+    net:_Network, # as `_quicken` left it
+    state:_State, # before the step
+    batch:_Batch,
+    at:_Step,
+    after:_State, # adjoints after it, (k, ...)
+    g:Tensor, # (P,) the step's gradient
+) -> tuple: # as `_reverse_step`; last: how far ⟨u, ∇L⟩ is from ⟨u, g⟩, as a share
+    "Take adjoints one step back, with one forward-mode and one backward pass each."
+    with torch.no_grad(): _, u, m_bar, v_bar = _reverse_adamw(state, g, at, after)
+    found = [_product(net, state.p, batch, *pair) for pair in zip(u, at.momentum * after.r)]
+    p_bar, w_bar, shares = (torch.stack(parts) for parts in zip(*found))
+    apart = (shares.sum(1) - u @ g).abs() / shares.norm(dim=1).clamp(min=1e-30)
+    p_bar = p_bar + (1 - at.rate * at.decay) * after.p
+    return (_State(p_bar, m_bar, v_bar, (1 - at.momentum) * after.r), w_bar,
+            float(apart.max()))
 
 # %% ../../nbs/5_attribution/07_unrolling.ipynb #282052c5
 def _forward_step(

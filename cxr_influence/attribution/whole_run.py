@@ -7,6 +7,8 @@ __all__ = ['smoothness', 'unroll', 'along']
 
 # %% ../../nbs/5_attribution/08_whole_run.ipynb #d0d5715d
 import json, math, shutil, time
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,17 +16,20 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.func import jvp
 from tqdm import tqdm
 
-from cxr_influence.attribution.scoring import (_check_data, _check_loss, _Loader, _hold,
-    _write_scores, query_losses)
+from .scoring import (_check_data, _check_loss, _Loader, _hold,
+    _read_facts, _write_scores, query_losses)
 from .tracin import _full_precision
 from .unrolling import (_Batch, _buffers, _eval_losses,
-    _final_adjoints, _flat, _forward_step, _Network, _reverse_step, _State, _state_of, _Step)
+    _final_adjoints, _flat, _forward_step, _gradient, _Network, _quicken,
+    _reverse_quickly, _reverse_step, _State, _state_of, _Step)
 from ..data.batches import Data
-from ..data.files import InputError, _digest, _read_kept, _write_whole
+from ..data.files import InputError, _digest, _read_kept, _warn, _write_whole
 from ..data.nih import match_names
 from ..training.checkpoints import _LATER, _epochs_to_sum, list_checkpoints
 from ..training.distributed import join_processes
@@ -67,6 +72,8 @@ class _Replay:
         self.training = _Training(data, self.facts, self.processes)
         _check_layers(self.training.model)
         self.net = _Network(self.training.model, self.training.loss)
+        _quicken(self.net)
+        self.quick = None # whether the faster step back is right; seen at the first step
         self.start = self._own(_state_of(self.net, self.training.model))
         matrices = [torch.ones(shape) * (len(shape) > 1) for shape in self.net.shapes]
         decay = self.facts['weight_decay'] * _flat(matrices, self.start.p)
@@ -77,7 +84,7 @@ class _Replay:
     def _on(self, state:_State) -> _State: # on the device
         return _State(*(t.to(self.processes.device) for t in state))
 
-# %% ../../nbs/5_attribution/08_whole_run.ipynb #6bb07263
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #10c62df1
 @patch
 def _get(self:_Replay) -> _State: # of the training now
     "Take the state from the training."
@@ -89,6 +96,7 @@ def _get(self:_Replay) -> _State: # of the training now
         state = state._replace(m=m, v=v)
     return self._own(state)
 
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #706b8517
 @patch
 def _put(self:_Replay, state:_State, step:int) -> None:
     "Put a state into the training, after so many steps."
@@ -104,7 +112,7 @@ def _put(self:_Replay, state:_State, step:int) -> None:
                                            'exp_avg': found[0], 'exp_avg_sq': found[1]}
     training.step, training.epochs = step, step // self.steps
 
-# %% ../../nbs/5_attribution/08_whole_run.ipynb #973538d7
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #7990802a
 class _Moment(NamedTuple):
     "One step of the run."
     number:int # from 0
@@ -113,7 +121,19 @@ class _Moment(NamedTuple):
     batch:_Batch
     rows:np.ndarray # (b,) of the data
     at:_Step
+    g:Tensor # (P,) gradient, before it is clipped
 
+@contextmanager
+def _gradients_of(model:nn.Module): # gives parameter name -> the gradient that a step computes
+    kept = {}
+    def keep(name, p): kept[name] = p.grad.clone()
+    hooks = [p.register_post_accumulate_grad_hook(partial(keep, name))
+             for name, p in model.named_parameters()]
+    try: yield kept
+    finally:
+        for hook in hooks: hook.remove()
+
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #070e9565
 @patch
 def _walk(self:_Replay, state:_State, first:int, last:int): # yields `_Moment`
     "Take steps of one epoch again."
@@ -121,13 +141,15 @@ def _walk(self:_Replay, state:_State, first:int, last:int): # yields `_Moment`
     training, facts = self.training, self.facts
     for number, (x, y, i) in zip(range(first, last), training._batches()):
         w = training._weights_of(i)
-        training._take_step(x, y, len(x), w)
+        with _gradients_of(training.model) as kept: training._take_step(x, y, len(x), w)
+        g = _flat([kept.get(name, torch.zeros(shape)) for name, shape in
+                   zip(self.net.names, self.net.shapes)], x).cpu()
         w, before, state = x.new_ones(len(x)) if w is None else w, state, self._get()
         at = _Step(number + 1, training._rate, self.decay, facts['betas'],
                    facts['root_epsilon'], facts['clip'])
-        yield _Moment(number, before, state, _Batch(x, y, w), i, at)
+        yield _Moment(number, before, state, _Batch(x, y, w), i, at, g)
 
-# %% ../../nbs/5_attribution/08_whole_run.ipynb #2966ad63
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #2746e888
 @patch
 def _at(self:_Replay, epoch:int) -> _State: # at its end; 0: before the first step
     "Read the state at the end of an epoch."
@@ -136,6 +158,7 @@ def _at(self:_Replay, epoch:int) -> _State: # at its end; 0: before the first st
     self.training._restore(checkpoint)
     return self._get()
 
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #4d3829d1
 @patch
 def _check_arrival(self:_Replay, moment:_Moment) -> None:
     "Raise `InputError` unless the steps of an epoch lead to its checkpoint."
@@ -172,18 +195,9 @@ def _backward(self:_Replay, state:_State, first:int, last:int, room:int): # yiel
 @patch
 def _room(self:_Replay, gigabytes:float) -> int: # states that fit
     size = self.training.run['image_size']**2 * self.training.run['batch_size']
-    return int(gigabytes * 1e9 // (4 * (3 * len(self.start.p) + len(self.start.r) + size)))
+    return int(gigabytes * 1e9 // (4 * (4 * len(self.start.p) + len(self.start.r) + size)))
 
-# %% ../../nbs/5_attribution/08_whole_run.ipynb #374a5647
-def _check_step(moment:_Moment, m:Tensor) -> None:
-    "Raise `InputError` if the equations give another step than training."
-    there = moment.after.m.to(m)
-    share = float((m - there).norm() / there.norm().clamp(min=1e-30))
-    if not share < .1: # rounding at the kinks of ReLU alone gives a hundredth
-        raise InputError(f'Step {moment.number + 1} by the equations differs by {share:.1g} '
-                         'from that of the training: this network cannot be unrolled; use a '
-                         'DenseNet or another backbone without layers that are random.')
-
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #b6464d24
 @patch
 def _adjoints(self:_Replay, weights:Tensor, against:str) -> _State:
     "Begin at the end of the run, for k weighted sums of losses."
@@ -193,7 +207,72 @@ def _adjoints(self:_Replay, weights:Tensor, against:str) -> _State:
     if against == 'validation': _check_loss(checkpoint, losses.sum(1).cpu())
     return adjoint
 
-# %% ../../nbs/5_attribution/08_whole_run.ipynb #5000982d
+def _check_step(number:int, share:float) -> None:
+    "Raise `InputError` if the equations give another step than training."
+    if not share < .1: # rounding at the kinks of ReLU alone gives a hundredth
+        raise InputError(f'Step {number + 1} by the equations differs by {share:.1g} '
+                         'from that of the training: this network cannot be unrolled; use a '
+                         'DenseNet or another backbone without layers that are random.')
+
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #70ae5ca0
+def _apart(a:Tensor, b:Tensor) -> float: # as a share of b
+    return float((a - b).norm() / b.norm().clamp(min=1e-30))
+
+@patch
+def _compare_ways(self:_Replay, moment:_Moment, batch:_Batch, adjoint:_State) -> None:
+    "Compare the gradient with that of training, and both ways back on a few images."
+    before, g = self._on(moment.before), moment.g.to(adjoint.p)
+    _check_step(moment.number, _apart(_gradient(self.net, before.p, batch)[0], g))
+    few = _Batch(*(t[:8] for t in batch))
+    given = self.net, before, few, moment.at, adjoint
+    plain, shares, _ = _reverse_step(*given)
+    try:
+        found, own, _ = _reverse_quickly(*given, _gradient(self.net, before.p, few)[0])
+        apart = max(_apart(found.p - adjoint.p, plain.p - adjoint.p), _apart(own, shares))
+        why = '' if apart < .1 else f'it differs by {apart:.1g}'
+    except Exception as error: why = str(error).splitlines()[0] # of torch, of several kinds
+    self.quick = not why
+    if why: _warn(f'The faster way back does not fit this network ({why}): it takes longer.')
+
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #97397457
+@patch
+def _step_back(self:_Replay, moment:_Moment, adjoint:_State, per_label:bool) -> tuple:
+    "Take one step back: adjoints before it, and weights times their derivatives."
+    batch = moment.batch
+    if per_label: batch = batch._replace(w=batch.w.view(len(batch.y), -1).expand_as(batch.y))
+    given = self._on(moment.before), batch, moment.at
+    if self.quick is None: self._compare_ways(moment, batch, adjoint)
+    if not self.quick:
+        adjoint, share, m = _reverse_step(self.net, *given, adjoint)
+        apart = _apart(m, moment.after.m.to(m))
+    else: adjoint, share, apart = _reverse_quickly(
+        self.net, *given, adjoint, moment.g.to(adjoint.p))
+    _check_step(moment.number, apart)
+    return adjoint, share * batch.w
+
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #75789be1
+class _Place(NamedTuple):
+    "Where an unfinished pass is kept."
+    path:Path
+    key:str # of all that made it
+
+    def keep(self, epoch:int, adjoint:_State, found:np.ndarray) -> None: # before this epoch
+        tensors = adjoint._asdict() | {'found': torch.tensor(found)}
+        tensors = {name: t.cpu().contiguous() for name, t in tensors.items()}
+        _write_whole(self.path, save(tensors, {'key': self.key, 'epoch': str(epoch)}))
+
+    def read(self) -> tuple|None: # epoch, adjoint, found
+        "Read what is kept; what is damaged or of another pass counts as absent."
+        if not self.path.is_file(): return None
+        try:
+            with safe_open(self.path, 'pt') as file:
+                facts, tensors = file.metadata(), {n: file.get_tensor(n) for n in file.keys()}
+        except SafetensorError: return None
+        if facts['key'] != self.key: return None
+        found = tensors.pop('found').numpy()
+        return int(facts['epoch']), _State(**tensors), found
+
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #6a6f3155
 @patch
 def _unroll(self:_Replay,
     weights:Tensor, # (k, n, findings) of the target losses
@@ -201,32 +280,21 @@ def _unroll(self:_Replay,
     per_label:bool=False,
     first_epoch:int=1,
     memory:float=1., # gigabytes for states
+    place:_Place|None=None, # to keep what is done
 ) -> np.ndarray: # (k, rows) or (k, rows, findings): rise of each target without it
     "Go back through the epochs of a run, and sum each image's share."
-    adjoint, room = self._adjoints(weights, against), self._room(memory)
-    shape = (len(self.data), len(self.data.findings))[:1 + per_label]
-    found = np.zeros((len(weights), *shape))
-    steps = (self.epochs - first_epoch + 1) * self.steps
-    about = f'unrolling, keeping {max(4, min(room, self.steps))} states'
-    with tqdm(total=steps, desc=about, unit='step', leave=False) as bar:
-        for epoch in range(self.epochs, first_epoch - 1, -1):
-            span = (epoch - 1) * self.steps, epoch * self.steps
-            for moment in self._backward(self._at(epoch - 1), *span, room):
-                self._check_arrival(moment)
-                adjoint, share = self._step_back(moment, adjoint, per_label)
-                found[:, moment.rows] -= share.double().cpu().numpy()
-                bar.update()
+    shape = (len(weights), len(self.data), len(self.data.findings))[:2 + per_label]
+    last, adjoint, found = place and place.read() or (self.epochs, None, np.zeros(shape))
+    adjoint = self._adjoints(weights, against) if adjoint is None else self._on(adjoint)
+    room, about = self._room(memory), 'unrolling, epochs'
+    for epoch in tqdm(range(last, first_epoch - 1, -1), about, leave=False):
+        span = (epoch - 1) * self.steps, epoch * self.steps
+        for moment in self._backward(self._at(epoch - 1), *span, room):
+            self._check_arrival(moment)
+            adjoint, share = self._step_back(moment, adjoint, per_label)
+            found[:, moment.rows] -= share.double().cpu().numpy()
+        if place: place.keep(epoch - 1, adjoint, found)
     return found
-
-@patch
-def _step_back(self:_Replay, moment:_Moment, adjoint:_State, per_label:bool) -> tuple:
-    "Take one step back: adjoints before it, and weights times their derivatives."
-    batch = moment.batch
-    if per_label: batch = batch._replace(w=batch.w.view(len(batch.y), -1).expand_as(batch.y))
-    adjoint, share, m = _reverse_step(self.net, self._on(moment.before), batch, moment.at,
-                                      adjoint)
-    _check_step(moment, m)
-    return adjoint, share * batch.w
 
 # %% ../../nbs/5_attribution/08_whole_run.ipynb #037c5d7c
 def _metasmoothness(start:Tensor, once:Tensor, twice:Tensor) -> float: # parameters, flat
@@ -277,6 +345,28 @@ def _measure_smoothness(run, replay:_Replay, change:float, seed:int, device) -> 
     shutil.rmtree(base)
     return _metasmoothness(replay._at(replay.epochs).p, *ends)
 
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #e98260d9
+_SMOOTH_ENOUGH = .8
+
+def _trust(run:str|Path, found:float|None) -> dict: # `smoothness`, and a `warning` or None
+    "State whether a run's derivative predicts what leaving images out does."
+    if found is None:
+        text = (f'Whether {run} is smooth enough for its derivative to predict anything is not '
+                'measured: call smoothness(run, data).')
+    else: text = None if found >= _SMOOTH_ENOUGH else (
+        f'The smoothness of {run} is {found:.2f}, and below {_SMOOTH_ENOUGH} a derivative, '
+        'though exact, does not reliably predict what leaving images out does: train with '
+        "recipe('smooth') or for fewer epochs, or score the last epochs alone with a later "
+        'first_epoch.')
+    return {'smoothness': found, 'warning': text}
+
+def _find_smoothness(run:str|Path, data:Data, replay:_Replay, device=None) -> float|None:
+    "Read a run's smoothness, or measure it; None where it cannot be measured."
+    kept = _kept_smoothness(run, replay)
+    if kept is not None: return kept
+    try: return smoothness(run, data, device=device)
+    except InputError: return None # such as of a run that is not finished
+
 # %% ../../nbs/5_attribution/08_whole_run.ipynb #1dadbb1f
 _WHOLE_RUN = ('Derivative of the losses at the end of the run with respect to the weight of a '
               'training image in every step (Engstrom et al. 2025); the predicted rise of the '
@@ -314,7 +404,47 @@ def _tabulate(found:np.ndarray, columns:list, data:Data, per_label:bool) -> pd.D
               for name, s in zip(data.findings, labels)}
     return pd.DataFrame(table).rename_axis('image')
 
-# %% ../../nbs/5_attribution/08_whole_run.ipynb #f9a6a5d8
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #fb26650d
+def _made_of(replay:_Replay, query:dict, first_epoch:int, settings:dict) -> list: # JSON
+    "State all that decides the scores of a run."
+    weights = {name: _digest(values.tolist()) for name, values in query.items()}
+    return [_WHOLE_RUN, [one._files() for one in replay.checkpoints], replay.data.fingerprint,
+            weights, int(first_epoch), settings['per_label'], settings['against']]
+
+def _facts_of(replay:_Replay, settings:dict, start:float) -> dict: # JSON
+    "State how scores were made."
+    first = int(settings['first_epoch'])
+    return dict(
+        definition=_WHOLE_RUN, checkpoints=[str(one.folder) for one in replay.checkpoints],
+        data=replay.data.fingerprint, loss=replay.facts['loss'], first_epoch=first,
+        against=settings['against'], steps=(replay.epochs - first + 1) * replay.steps,
+        states_kept=max(4, min(replay._room(settings['memory']), replay.steps)),
+        torch=torch.__version__, seconds=round(time.perf_counter() - start, 1))
+
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #e58f2bd6
+def _make_scores(replay:_Replay, query:dict, out:Path, key:str, **settings) -> pd.DataFrame:
+    "Go back through a run, resuming where an earlier call stopped, and write its scores."
+    start, weights = time.perf_counter(), torch.tensor(np.stack([*query.values()]))
+    place = _Place(out.with_name(f'.{out.stem}.unrolling'), key)
+    with _full_precision(), torch.random.fork_rng():
+        found = replay._unroll(weights, place=place, **settings)
+    table = _tabulate(found, [*query], replay.data, settings['per_label'])
+    table.attrs['key'] = key
+    _write_scores(table, out, _facts_of(replay, settings, start))
+    place.path.unlink(missing_ok=True)
+    return table
+
+def _state_trust(table:pd.DataFrame, run, replay:_Replay, out:Path, device) -> pd.DataFrame:
+    "State the run's smoothness in a table and its facts, and warn where it is too low."
+    trust = _trust(run, _find_smoothness(run, replay.data, replay, device))
+    if {name: table.attrs.get(name) for name in trust} != trust or 'warning' not in table.attrs:
+        table.attrs |= trust
+        facts = _read_facts(out.with_suffix('.json'), f'remove {out} and unroll again')
+        _write_scores(table, out, facts | trust)
+    if trust['warning']: _warn(trust['warning'])
+    return table
+
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #39853df9
 def unroll(
     run:str|Path, # folder of checkpoints
     data:Data,
@@ -324,40 +454,18 @@ def unroll(
     first_epoch:int=1, # images are left out from this epoch on
     **settings, # `per_label` (False), `against` ('validation'), `memory` (1 GB) and `device`
 ) -> pd.DataFrame: # index `image`: `influence`, `rank` (1 is most helpful), ...
-    "Influence of training images through a whole run (Engstrom et al. 2025)."
+    "Influence through a whole run (Engstrom et al. 2025); its smoothness: two trainings, once."
     settings = {'per_label': False, 'against': 'validation', 'memory': 1.} | settings
-    replay, out = _Replay(run, data, settings.pop('device', None)), Path(out)
+    device, out = settings.pop('device', None), Path(out)
+    replay = _Replay(run, data, device)
     _check_window(first_epoch, settings['memory'], settings['per_label'], replay)
     query = query_losses(data.frame, per_finding, groups, settings['against'])
-    made_of = _made_of(replay, query, first_epoch, settings)
-    weights = torch.tensor(np.stack([*query.values()]))
+    key = _digest(_made_of(replay, query, first_epoch, settings))
     with _hold(out):
-        kept = _read_kept(out.with_suffix('.parquet'), _digest(made_of))
-        if kept is not None: return kept
-        start = time.perf_counter()
-        with _full_precision(), torch.random.fork_rng():
-            found = replay._unroll(weights, first_epoch=first_epoch, **settings)
-        table = _tabulate(found, [*query], data, settings['per_label'])
-        table.attrs['key'] = _digest(made_of)
-        _write_scores(table, out, _facts_of(replay, run, first_epoch, settings, start))
-    return table
-
-# %% ../../nbs/5_attribution/08_whole_run.ipynb #9d9e4bb2
-def _made_of(replay:_Replay, query:dict, first_epoch:int, settings:dict) -> list: # JSON
-    "State all that decides the scores of a run."
-    weights = {name: _digest(values.tolist()) for name, values in query.items()}
-    return [_WHOLE_RUN, [one._files() for one in replay.checkpoints], replay.data.fingerprint,
-            weights, int(first_epoch), settings['per_label'], settings['against']]
-
-def _facts_of(replay:_Replay, run, first_epoch:int, settings:dict, start:float) -> dict: # JSON
-    "State how scores were made."
-    return dict(
-        definition=_WHOLE_RUN, checkpoints=[str(one.folder) for one in replay.checkpoints],
-        data=replay.data.fingerprint, loss=replay.facts['loss'], first_epoch=int(first_epoch),
-        against=settings['against'], steps=(replay.epochs - first_epoch + 1) * replay.steps,
-        states_kept=max(4, min(replay._room(settings['memory']), replay.steps)),
-        smoothness=_kept_smoothness(run, replay), torch=torch.__version__,
-        seconds=round(time.perf_counter() - start, 1))
+        table = _read_kept(out.with_suffix('.parquet'), key)
+        if table is None:
+            table = _make_scores(replay, query, out, key, first_epoch=first_epoch, **settings)
+        return _state_trust(table, run, replay, out, device)
 
 # %% ../../nbs/5_attribution/08_whole_run.ipynb #fd5d48a8
 def _group_rows(data:Data, group) -> np.ndarray: # row numbers
@@ -384,7 +492,16 @@ def _effects(self:_Replay, moment:_Moment, tangent:_State, against:str) -> pd.Da
     table.insert(0, 'effect', table.sum(axis=1))
     return table.rename_axis('image')
 
-# %% ../../nbs/5_attribution/08_whole_run.ipynb #caf6fbbb
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #05af0886
+@patch
+def _step_along(self:_Replay, moment:_Moment, tangent:_State, change:Tensor) -> _State:
+    "Take the derivative of a state one step forward."
+    batch = moment.batch
+    own = change[torch.tensor(moment.rows)].to(batch.w).view(-1, *[1] * (batch.w.dim() - 1))
+    before = self._on(moment.before)
+    return _forward_step(self.net, before, batch, moment.at, tangent, own * batch.w)[1]
+
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #c5e112db
 def along(
     run:str|Path, # folder of checkpoints
     data:Data,
@@ -408,12 +525,7 @@ def along(
                 tangent = replay._step_along(moment, tangent, change)
             replay._check_arrival(moment)
             tables[epoch] = replay._effects(moment, tangent, against)
-    return pd.concat(tables, names=['epoch'])
-
-@patch
-def _step_along(self:_Replay, moment:_Moment, tangent:_State, change:Tensor) -> _State:
-    "Take the derivative of a state one step forward."
-    batch = moment.batch
-    own = change[torch.tensor(moment.rows)].to(batch.w).view(-1, *[1] * (batch.w.dim() - 1))
-    before = self._on(moment.before)
-    return _forward_step(self.net, before, batch, moment.at, tangent, own * batch.w)[1]
+    table = pd.concat(tables, names=['epoch'])
+    table.attrs |= (trust := _trust(run, _kept_smoothness(run, replay)))
+    if trust['warning']: _warn(trust['warning'])
+    return table
