@@ -28,7 +28,8 @@ from ..training.checkpoints import _epochs_to_sum, list_checkpoints
 from ..training.distributed import join_processes
 from ..training.loop import predict
 from ..training.losses import SoftmaxLoss
-from ..training.networks import best_device, _head_name, weights_checksum
+from ..training.networks import best_device, weights_checksum
+from ..training.weights import _head_name
 from ..attribution.scoring import (_check_scorable, _hold, influence,
     _remove_parts, score_checkpoint, _write_scores)
 from .retraining import retrain, without
