@@ -83,7 +83,7 @@ def test_factors_measure_second_derivatives_in_the_basis_of_covariances(kronflue
     d, = torch.autograd.grad(problem.loss(z, y).sum(), z)
     for basis, rows in [(factors['5'].inside, a), (factors['5'].back, d)]:
         turned = basis.T @ (rows.T @ rows / len(rows)) @ basis
-        assert torch.allclose(turned, torch.diag(turned.diag()), atol=1e-8 * float(turned.max())) and back.any()
+        assert torch.allclose(turned, torch.diag(turned.diag()), atol=1e-8 * float(turned.detach().max())) and len(back) == 1
 
 def test_ekfac_is_its_formula_and_kronfluences_score(kronfluence, tmp_path):
     from kronfluence.arguments import FactorArguments, ScoreArguments
@@ -133,7 +133,7 @@ def test_source_of_little_curvature_is_tracin_and_of_much_an_influence_function(
 @pytest.mark.parametrize('loss', [FocalLoss(2., .1), FocalLoss(0., 0.), SoftmaxLoss()])
 def test_trak_is_its_formula_and_leaves_unknown_labels_out(dattri, loss):
     net = network()
-    problem = problem_of([net], n=40)._replace(loss=loss)
+    problem = problem_of([net], n=100)._replace(loss=loss)
     x, y = problem.images.tensors
     if type(loss) is FocalLoss: y[3, 1] = torch.nan
     names = [name for name, _ in net.named_parameters()]

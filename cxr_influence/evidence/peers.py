@@ -245,59 +245,65 @@ def _signs(y:Tensor) -> Tensor: # 1 for present, -1 for absent, 0 for unknown
 
 def _margins(z:Tensor, signs:Tensor) -> Tensor: return z * signs
 
-def _pulls(problem:_Problem, model:nn.Module) -> Tensor: # (training images, findings)
-    "Differentiate the losses by the margins, downwards: 1 - p for cross-entropy."
-    found = []
-    for x, y in DataLoader(problem.images, problem.batch_size):
+def _flat(gradients:dict) -> Tensor: # (b, parameters)
+    return torch.cat([g.flatten(1) for g in gradients.values()], 1)
+
+def _observe(problem:_Problem, model:nn.Module): # yields two tensors, a row per observation
+    "Compute margins' gradients, and the losses' derivatives by the margins: 1 - p."
+    for x, y in DataLoader(problem.images, max(1, problem.batch_size // 8)):
+        signs, findings = _signs(y), y.shape[1]
         with torch.no_grad(): z = model(x)
-        found.append(-_signs(y) * logit_gradient(problem.loss, z, y)[0])
-    return torch.cat(found)
+        pulls = -signs * logit_gradient(problem.loss, z, y)[0]
+        chosen = torch.eye(findings).to(y).repeat(len(y), 1) * signs.repeat_interleave(findings, 0)
+        gradients, _ = per_sample_gradients(model, _margins, x.repeat_interleave(findings, 0),
+                                            chosen, watch=fastest(model)[1])
+        yield _flat(gradients), pulls.flatten()
 
-def _flat(gradients:dict) -> Tensor: # (b, parameters), in double precision
-    return torch.cat([g.flatten(1) for g in gradients.values()], 1).double()
+def _project(rows:Tensor, dimensions:int) -> Tensor: # (n, parameters) -> (n, dimensions)
+    "Project to few dimensions, the same way each time, in double precision on the CPU."
+    project = _import('dattri.func.projection').random_project(
+        rows, len(rows), proj_dim=dimensions, proj_max_batch_size=32, device=rows.device)
+    return project(rows).double().cpu()
 
-def _margin_gradients(problem:_Problem, model:nn.Module, image:Tensor, finding:Tensor):
-    "Compute the gradients of margins: (b, parameters)."
-    own, place = image.unique(return_inverse=True)
-    x, y = default_collate([problem.images[i] for i in own.tolist()])
-    chosen = nn.functional.one_hot(finding, y.shape[1]).to(y) * _signs(y)[place]
-    found, _ = per_sample_gradients(model, _margins, x[place], chosen,
-                                    watch=fastest(model)[1])
-    return _flat(found)
-
-# %% ../../nbs/6_evidence/10_peers.ipynb #peers032
-def _trak_task(problem:_Problem, model:nn.Module, targets:Tensor):
-    "Give dattri the gradients of margins, and those of the targets."
-    class Task(_import('dattri.task').AttributionTask):
-        def get_grad_loss_func(self, **_):
-            return lambda _, row: _margin_gradients(problem, model, *row[:2])
-        def get_grad_target_func(self, **_): return lambda _, row: targets[row[0]].clone()
-    return Task(lambda parameters, row: None, model, model.state_dict())
+# %% ../../nbs/6_evidence/10_peers.ipynb #peers033
+def _project_all(problem:_Problem, model:nn.Module, dimensions:int) -> tuple:
+    "Project all observations: (n, dimensions), and their pulls: (n,)."
+    room = 2**27 // sum(p.numel() for p in model.parameters()) # rows, half a gigabyte
+    waiting, projected, pulls = [], [], []
+    for rows, pull in _observe(problem, model):
+        if waiting and sum(map(len, waiting)) + len(rows) > room:
+            projected.append(_project(torch.cat(waiting), dimensions))
+            waiting = []
+        waiting.append(rows)
+        pulls.append(pull.double().cpu())
+    return torch.cat([*projected, _project(torch.cat(waiting), dimensions)]), torch.cat(pulls)
 
 def _trak(problem:_Problem, dimensions:int=_DIMENSIONS) -> Tensor: # (k, training images)
     "TRAK of one network, an observation per image and finding (Park et al. 2023, section 3)."
-    targets = _flat(_target_gradients(problem))
+    targets, findings = _flat(_target_gradients(problem)), problem.weights.shape[-1]
+    dimensions = min(dimensions, len(problem.images) * findings // 4)
     model = problem.models[-1]().to(problem.device)
     with _scoring(model), _quietly():
-        pulls = _pulls(problem, model).double()
-        image, finding = (place.flatten() for place in torch.meshgrid(
-            *(torch.arange(size) for size in pulls.shape), indexing='ij'))
-        rows = TensorDataset(image, finding, pulls.flatten().cpu())
-        return _solve(_trak_task(problem, model, targets), rows, len(targets), problem.device,
-                      dimensions).view(*pulls.shape, -1).sum(1).T
+        rows, pulls = _project_all(problem, model, dimensions)
+        scores = _solve(model, rows, pulls, _project(targets, dimensions))
+    return scores.view(-1, findings, len(targets)).sum(1).T
 
-# %% ../../nbs/6_evidence/10_peers.ipynb #peers033
-def _solve(task, rows:Dataset, targets:int, device:torch.device, dimensions:int) -> Tensor:
-    "Let dattri project and solve: (rows, targets), by how much each row raises a target."
+# %% ../../nbs/6_evidence/10_peers.ipynb #peers034
+def _solve(model:nn.Module, rows:Tensor, pulls:Tensor, targets:Tensor) -> Tensor:
+    "Let dattri solve TRAK's regression: (rows, k), by how much a target rises without a row."
+    class Task(_import('dattri.task').AttributionTask):
+        def get_grad_loss_func(self, **_): return lambda _, row: rows[row[0]]
+        def get_grad_target_func(self, **_): return lambda _, row: targets[row[0]]
+    task = Task(lambda parameters, row: None, model, model.state_dict())
+    settings = dict(proj_type='identity', proj_dim=rows.shape[1], proj_seed=0, device='cpu',
+                    proj_max_batch_size=32) # they are projected already
     trak = _import('dattri.algorithm.trak').TRAKAttributor(
-        task, lambda _, row: 1 - row[2], device=str(device), projector_kwargs=dict(
-            proj_dim=dimensions, proj_max_batch_size=32, proj_seed=0, proj_type='normal',
-            device=str(device)))
-    size = max(1, 2**26 // sum(p.numel() for p in task.get_model().parameters()))
-    trak.cache(DataLoader(rows, min(size, 128)))
-    return -trak.attribute(DataLoader(TensorDataset(torch.arange(targets)), targets))
+        task, lambda _, row: 1 - row[1], projector_kwargs=settings)
+    def read(*columns): return DataLoader(TensorDataset(*columns), 1024)
+    trak.cache(read(torch.arange(len(rows)), pulls))
+    return -trak.attribute(read(torch.arange(len(targets))))
 
-# %% ../../nbs/6_evidence/10_peers.ipynb #peers037
+# %% ../../nbs/6_evidence/10_peers.ipynb #peers038
 PEERS = pd.DataFrame([
     ('EK-FAC', _ekfac, 'kronfluence', 'Grosse et al. 2023'),
     ('SOURCE', _source, 'kronfluence', 'Bae et al. 2024'),
@@ -324,7 +330,7 @@ def _check_peers(names, data:Data, weights:np.ndarray, checkpoints:list) -> list
                          'leave it out.')
     return names
 
-# %% ../../nbs/6_evidence/10_peers.ipynb #peers038
+# %% ../../nbs/6_evidence/10_peers.ipynb #peers039
 def _peer_table(name:str, checkpoints:list, data:Data, weights:np.ndarray, device):
     "Compute one peer's scores: a column per target, and how long it took."
     begun = time.perf_counter()
@@ -349,7 +355,7 @@ def _kept_peer(name:str, out:Path, checkpoints:list, data:Data, weights, process
         table = _peer_table(name, used, data, weights, processes.device)
         return _keep(table, path, key=key)
 
-# %% ../../nbs/6_evidence/10_peers.ipynb #peers039
+# %% ../../nbs/6_evidence/10_peers.ipynb #peers040
 def peer_scores(
     run:str|Path, # folder of checkpoints
     data:Data, # what it was trained on
