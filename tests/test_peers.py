@@ -12,6 +12,7 @@ from cxr_influence.attribution.scoring import query_losses
 from cxr_influence.data.batches import load_data
 from cxr_influence.evidence import peers as module
 from cxr_influence.evidence.peers import peer_scores
+from cxr_influence.training.checkpoints import list_checkpoints
 from cxr_influence.training.losses import FocalLoss, SoftmaxLoss
 from cxr_influence.training.recipes import recipe
 from cxr_influence.training.resume import fit
@@ -184,7 +185,9 @@ def weights(data): return np.stack([*query_losses(data.frame, True).values()])
 def test_a_run_is_scored_once_and_read_afterwards(data, run, weights, tmp_path, monkeypatch, kronfluence):
     monkeypatch.chdir(tmp_path)
     names = ['EK-FAC', 'SOURCE']
+    state = torch.get_rng_state()
     scores, seconds = peer_scores(run, data, 'kept', weights, names, device='cpu')
+    assert torch.equal(state, torch.get_rng_state()) # nobody's random numbers change
     assert [*scores] == names and all(own.shape == (len(weights), len(data.train)) and own.any() for own in scores.values())
     left = {path.name for path in tmp_path.rglob('*') if not path.name.startswith('.')}
     assert left == {'kept', 'ek-fac.parquet', 'source.parquet'} # none of kronfluence's own
@@ -198,7 +201,7 @@ def test_a_run_is_scored_once_and_read_afterwards(data, run, weights, tmp_path, 
     again, same = peer_scores(run, data, 'kept', weights, names, device='cpu')
     assert not made and same == seconds and all(np.array_equal(again[name], scores[name]) for name in names)
 
-def test_refusals_are_one_sentence(data, run, weights, tmp_path, kronfluence):
+def test_refusals_are_one_sentence(data, run, weights, tmp_path, kronfluence, monkeypatch):
     def said(*given, **settings): return sentence(peer_scores, run, *given, **settings)
     assert 'no peer KFAC: use EK-FAC, SOURCE, TRAK' in said(data, tmp_path, weights, ['KFAC'])
     assert 'give finite numbers' in said(data, tmp_path, weights[:, 1:], 'EK-FAC') and 'give finite numbers' in said(data, tmp_path, weights[0], 'EK-FAC')
@@ -207,6 +210,9 @@ def test_refusals_are_one_sentence(data, run, weights, tmp_path, kronfluence):
     assert 'have weights' in said(data.weighted(np.ones(len(data))), tmp_path, weights, 'EK-FAC')
     other = data.with_frame(data.frame.assign(Hernia=1 - data.frame.Hernia))
     assert 'trained on other images' in said(other, tmp_path, weights, 'EK-FAC')
+    with monkeypatch.context() as patch: # as of a version that did not count its steps
+        patch.setattr(module, '_epochs_to_sum', lambda run: [one for one in list_checkpoints(run) if one.facts.pop('updates')])
+        assert 'SOURCE needs the number of steps' in said(data, tmp_path, weights, 'SOURCE')
     assert not [*tmp_path.iterdir()]
 
 @pytest.mark.parametrize('name, package', [('EK-FAC', 'kronfluence'), ('SOURCE', 'kronfluence'), ('TRAK', 'dattri')])
@@ -219,3 +225,14 @@ def test_the_module_imports_without_the_libraries():
     found = subprocess.run([sys.executable, '-c', 'import sys, json, cxr_influence.evidence.peers; print(json.dumps([*sys.modules]))'],
                            capture_output=True, text=True, check=True)
     assert not {'kronfluence', 'dattri'} & {*json.loads(found.stdout.splitlines()[-1])}
+
+def test_trak_of_a_run_is_that_of_its_last_model(data, run, weights, tmp_path, dattri):
+    scores, _ = peer_scores(run, data, tmp_path, weights[[0, 2]], 'TRAK', first_epoch=2, device='cpu')
+    problem = module._problem_of(list_checkpoints(run)[-1:], data, weights[[0, 2]], torch.device('cpu'))
+    model = problem.models[0]().eval()
+    rows, pulls = module._project_all(problem._replace(batch_size=80), model, 512) # other batches
+    targets = module._project(module._flat(module._target_gradients(problem)), 512)
+    q, r = torch.linalg.qr(rows)
+    plain = -torch.linalg.lstsq(r.T, targets.T).solution.T @ q.T * pulls
+    plain = plain.view(2, len(data.train), -1).sum(2)
+    assert np.corrcoef(scores['TRAK'].ravel(), plain.ravel())[0, 1] > .99

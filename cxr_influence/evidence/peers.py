@@ -30,7 +30,6 @@ from ..data.files import InputError, _digest, _keep, _read_kept
 from .bank import _check_end
 from ..training.checkpoints import _epochs_to_sum
 from ..training.distributed import join_processes
-from ..training.losses import FocalLoss
 
 # %% ../../nbs/6_evidence/10_peers.ipynb #peers006
 class _Images(Dataset):
@@ -99,13 +98,6 @@ def _sampled_loss(loss, z:Tensor, y:Tensor, generator:torch.Generator) -> Tensor
     return (z * steep[..., 0]).sum()
 
 # %% ../../nbs/6_evidence/10_peers.ipynb #peers016
-def _import(name:str): # a module
-    "Import what is needed by some scores only. Raises `InputError` where it is missing."
-    try: return import_module(name)
-    except ImportError:
-        package = name.partition('.')[0]
-        raise InputError(f'{package} is missing: pip install {package}.') from None
-
 @contextmanager
 def _quietly():
     "Keep a library from warning of its own old parts, and from changing the log."
@@ -115,6 +107,27 @@ def _quietly():
         try: yield
         finally: logging.root.setLevel(level)
 
+def _import(name:str): # a module
+    "Import what is needed by some scores only. Raises `InputError` where it is missing."
+    with _quietly():
+        try: return import_module(name)
+        except ImportError:
+            package = name.partition('.')[0]
+            raise InputError(f'{package} is missing: pip install {package}.') from None
+
+# %% ../../nbs/6_evidence/10_peers.ipynb #peers017
+class _Factors(NamedTuple):
+    "The curvature of a layer: eigenvectors of its two sides, and second derivatives."
+    back:Tensor # (out, out)
+    inside:Tensor # (in, in)
+    curvature:Tensor # (out, in)
+
+    def apply(self, matrices:Tensor, function) -> Tensor: # (k, out, in), both
+        "Multiply by a function of the curvature."
+        turned = self.back.mT @ matrices @ self.inside
+        return self.back @ (turned * function(self.curvature)) @ self.inside.mT
+
+# %% ../../nbs/6_evidence/10_peers.ipynb #peers020
 def _analyzer(model:nn.Module, loss, device:torch.device, folder, generator):
     "Wrap a model, which is changed, and a loss for kronfluence."
     analysis, task = _import('kronfluence.analyzer'), _import('kronfluence.task')
@@ -130,7 +143,7 @@ def _analyzer(model:nn.Module, loss, device:torch.device, folder, generator):
                              cpu=device.type == 'cpu', disable_tqdm=True,
                              log_level=logging.ERROR, output_dir=str(folder))
 
-# %% ../../nbs/6_evidence/10_peers.ipynb #peers017
+# %% ../../nbs/6_evidence/10_peers.ipynb #peers021
 class _Fit:
     "kronfluence's factors, summed over the epochs of a segment."
     def __init__(self, problem:_Problem, models:list, folder):
@@ -154,18 +167,7 @@ class _Fit:
         return {name: {layer: sum(one[name][layer] for one in found) for layer in layers}
                 for name, layers in found[0].items()}, analyzer
 
-# %% ../../nbs/6_evidence/10_peers.ipynb #peers018
-class _Factors(NamedTuple):
-    "The curvature of a layer: eigenvectors of its two sides, and second derivatives."
-    back:Tensor # (out, out)
-    inside:Tensor # (in, in)
-    curvature:Tensor # (out, in)
-
-    def apply(self, matrices:Tensor, function) -> Tensor: # (k, out, in), both
-        "Multiply by a function of the curvature."
-        turned = self.back.mT @ matrices @ self.inside
-        return self.back @ (turned * function(self.curvature)) @ self.inside.mT
-
+# %% ../../nbs/6_evidence/10_peers.ipynb #peers022
 def _fit_factors(problem:_Problem, models:list) -> dict: # layer -> `_Factors`
     "Fit kronfluence's factors to networks, such as those of the epochs of a segment."
     with tempfile.TemporaryDirectory() as folder, _quietly():
@@ -182,7 +184,7 @@ def _fit_factors(problem:_Problem, models:list) -> dict: # layer -> `_Factors`
                 curvature / found['num_lambda_processed'][layer]]))
             for layer, curvature in found['lambda_matrix'].items()}
 
-# %% ../../nbs/6_evidence/10_peers.ipynb #peers022
+# %% ../../nbs/6_evidence/10_peers.ipynb #peers026
 def _as_matrices(vectors:dict, layer:str) -> Tensor: # (k, out, in), the bias a last column
     weight, bias = vectors[f'{layer}.weight'].flatten(2), vectors.get(f'{layer}.bias')
     return weight if bias is None else torch.cat([weight, bias[..., None]], 2)
@@ -201,18 +203,18 @@ def _apply(vectors:dict, factors:dict, function) -> dict: # both name -> (k, *sh
 def _damped_inverse(curvature:Tensor) -> Tensor:
     return 1 / (curvature + .1 * curvature.mean())
 
-# %% ../../nbs/6_evidence/10_peers.ipynb #peers023
+# %% ../../nbs/6_evidence/10_peers.ipynb #peers027
 def _layer_parameters(factors:dict) -> set: # names
     return {f'{layer}.{kind}' for layer in factors for kind in ['weight', 'bias']}
 
 def _ekfac(problem:_Problem) -> Tensor: # (k, training images)
-    "EK-FAC influence at the end of training (Grosse et al. 2023, equation 24)."
+    "EK-FAC influence at the end of training (Grosse et al. 2023)."
     factors = _fit_factors(problem, problem.models[-1:])
     targets = _target_gradients(problem, _layer_parameters(factors))
     vectors = _apply(targets, factors, _damped_inverse)
     return _products(problem, problem.models[-1], vectors) / len(problem.images)
 
-# %% ../../nbs/6_evidence/10_peers.ipynb #peers027
+# %% ../../nbs/6_evidence/10_peers.ipynb #peers031
 _SEGMENTS = 3 # as in the paper
 
 def _forgetting(time:float): # a function of the curvature; time: steps times learning rate
@@ -237,27 +239,29 @@ def _source(problem:_Problem) -> Tensor: # (k, training images)
         vectors = _apply(vectors, factors, _forgetting(time))
     return total / len(problem.images)
 
-# %% ../../nbs/6_evidence/10_peers.ipynb #peers031
-_DIMENSIONS = 512 # of the projection, and at most a quarter of the observations
-
+# %% ../../nbs/6_evidence/10_peers.ipynb #peers035
 def _signs(y:Tensor) -> Tensor: # 1 for present, -1 for absent, 0 for unknown
     return torch.where(y.isnan(), 0., torch.where(y > .5, 1., -1.)).to(y)
 
 def _margins(z:Tensor, signs:Tensor) -> Tensor: return z * signs
 
-def _flat(gradients:dict) -> Tensor: # (b, parameters)
-    return torch.cat([g.flatten(1) for g in gradients.values()], 1)
-
-def _observe(problem:_Problem, model:nn.Module): # yields two tensors, a row per observation
-    "Compute margins' gradients, and the losses' derivatives by the margins: 1 - p."
+def _observe(problem:_Problem, model:nn.Module): # yields (b, parameters) and (b,)
+    "Compute each label's gradient of the margin, and derivative of the loss by it: 1 - p."
     for x, y in DataLoader(problem.images, max(1, problem.batch_size // 8)):
         signs, findings = _signs(y), y.shape[1]
         with torch.no_grad(): z = model(x)
         pulls = -signs * logit_gradient(problem.loss, z, y)[0]
-        chosen = torch.eye(findings).to(y).repeat(len(y), 1) * signs.repeat_interleave(findings, 0)
-        gradients, _ = per_sample_gradients(model, _margins, x.repeat_interleave(findings, 0),
-                                            chosen, watch=fastest(model)[1])
+        one = torch.eye(findings).to(y).repeat(len(y), 1) # a row chooses a finding
+        gradients, _ = per_sample_gradients(
+            model, _margins, x.repeat_interleave(findings, 0),
+            one * signs.repeat_interleave(findings, 0), watch=fastest(model)[1])
         yield _flat(gradients), pulls.flatten()
+
+def _flat(gradients:dict) -> Tensor: # (b, parameters)
+    return torch.cat([g.flatten(1) for g in gradients.values()], 1)
+
+# %% ../../nbs/6_evidence/10_peers.ipynb #peers039
+_DIMENSIONS = 512 # of the projection, and at most a quarter of the observations
 
 def _project(rows:Tensor, dimensions:int) -> Tensor: # (n, parameters) -> (n, dimensions)
     "Project to few dimensions, the same way each time, in double precision on the CPU."
@@ -265,7 +269,6 @@ def _project(rows:Tensor, dimensions:int) -> Tensor: # (n, parameters) -> (n, di
         rows, len(rows), proj_dim=dimensions, proj_max_batch_size=32, device=rows.device)
     return project(rows).double().cpu()
 
-# %% ../../nbs/6_evidence/10_peers.ipynb #peers033
 def _project_all(problem:_Problem, model:nn.Module, dimensions:int) -> tuple:
     "Project all observations: (n, dimensions), and their pulls: (n,)."
     room = 2**27 // sum(p.numel() for p in model.parameters()) # rows, half a gigabyte
@@ -278,6 +281,7 @@ def _project_all(problem:_Problem, model:nn.Module, dimensions:int) -> tuple:
         pulls.append(pull.double().cpu())
     return torch.cat([*projected, _project(torch.cat(waiting), dimensions)]), torch.cat(pulls)
 
+# %% ../../nbs/6_evidence/10_peers.ipynb #peers040
 def _trak(problem:_Problem, dimensions:int=_DIMENSIONS) -> Tensor: # (k, training images)
     "TRAK of one network, an observation per image and finding (Park et al. 2023, section 3)."
     targets, findings = _flat(_target_gradients(problem)), problem.weights.shape[-1]
@@ -288,7 +292,7 @@ def _trak(problem:_Problem, dimensions:int=_DIMENSIONS) -> Tensor: # (k, trainin
         scores = _solve(model, rows, pulls, _project(targets, dimensions))
     return scores.view(-1, findings, len(targets)).sum(1).T
 
-# %% ../../nbs/6_evidence/10_peers.ipynb #peers034
+# %% ../../nbs/6_evidence/10_peers.ipynb #peers041
 def _solve(model:nn.Module, rows:Tensor, pulls:Tensor, targets:Tensor) -> Tensor:
     "Let dattri solve TRAK's regression: (rows, k), by how much a target rises without a row."
     class Task(_import('dattri.task').AttributionTask):
@@ -303,13 +307,14 @@ def _solve(model:nn.Module, rows:Tensor, pulls:Tensor, targets:Tensor) -> Tensor
     trak.cache(read(torch.arange(len(rows)), pulls))
     return -trak.attribute(read(torch.arange(len(targets))))
 
-# %% ../../nbs/6_evidence/10_peers.ipynb #peers038
+# %% ../../nbs/6_evidence/10_peers.ipynb #peers045
 PEERS = pd.DataFrame([
     ('EK-FAC', _ekfac, 'kronfluence', 'Grosse et al. 2023'),
     ('SOURCE', _source, 'kronfluence', 'Bae et al. 2024'),
     ('TRAK', _trak, 'dattri', 'Park et al. 2023')],
     columns=['name', 'compute', 'library', 'source']).set_index('name')
 
+# %% ../../nbs/6_evidence/10_peers.ipynb #peers047
 def _check_peers(names, data:Data, weights:np.ndarray, checkpoints:list) -> list: # of names
     "Raise `InputError` for another name, a missing library, or weights of another shape."
     names = [names] if isinstance(names, str) else list(names)
@@ -330,7 +335,7 @@ def _check_peers(names, data:Data, weights:np.ndarray, checkpoints:list) -> list
                          'leave it out.')
     return names
 
-# %% ../../nbs/6_evidence/10_peers.ipynb #peers039
+# %% ../../nbs/6_evidence/10_peers.ipynb #peers048
 def _peer_table(name:str, checkpoints:list, data:Data, weights:np.ndarray, device):
     "Compute one peer's scores: a column per target, and how long it took."
     begun = time.perf_counter()
@@ -355,7 +360,7 @@ def _kept_peer(name:str, out:Path, checkpoints:list, data:Data, weights, process
         table = _peer_table(name, used, data, weights, processes.device)
         return _keep(table, path, key=key)
 
-# %% ../../nbs/6_evidence/10_peers.ipynb #peers040
+# %% ../../nbs/6_evidence/10_peers.ipynb #peers049
 def peer_scores(
     run:str|Path, # folder of checkpoints
     data:Data, # what it was trained on
