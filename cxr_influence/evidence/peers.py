@@ -339,7 +339,8 @@ def _check_peers(names, data:Data, weights:np.ndarray, checkpoints:list) -> list
 def _peer_table(name:str, checkpoints:list, data:Data, weights:np.ndarray, device):
     "Compute one peer's scores: a column per target, and how long it took."
     begun = time.perf_counter()
-    with _as_input_error(f'{name} cannot be computed for this network'):
+    with torch.random.fork_rng(), \
+            _as_input_error(f'{name} cannot be computed for this network'):
         problem = _problem_of(checkpoints, data, weights, device)
         scores = PEERS['compute'][name](problem).detach().double().cpu().numpy()
     if not np.isfinite(scores).all():
@@ -372,10 +373,10 @@ def peer_scores(
 ) -> tuple: # name -> (k, training images), positive helps; name -> seconds
     "Score training images for k targets by EK-FAC, SOURCE and TRAK. Raises `InputError`."
     checkpoints, weights = _epochs_to_sum(run), np.asarray(weights, dtype=float)
+    names = _check_peers(names, data, weights, checkpoints)
     for one in checkpoints: _check_data(one, data)
     _check_end(run, checkpoints, first_epoch)
     _check_rates(checkpoints)
-    names = _check_peers(names, data, weights, checkpoints)
     if (processes := join_processes(device)).count > 1:
         raise InputError(f'{processes.count} processes are at work: score by peers in one.')
     tables = {name: _kept_peer(name, Path(out), checkpoints[first_epoch - 1:], data, weights,
