@@ -122,14 +122,19 @@ class Bank(NamedTuple):
                              losses=self.losses[places])
 
 # %% ../../nbs/6_evidence/09_bank.ipynb #bank0019
-def _check_bank(run, data:Data, sets:dict, first_epoch:int) -> dict: # of the sets, as names
-    "Raise `InputError` unless every set leaves out training images of this run."
-    checkpoints = _epochs_to_sum(run)
-    facts, train = checkpoints[-1].facts, data.train.index
-    _check_data(checkpoints[-1], data)
+def _check_end(run, checkpoints:list, first_epoch:int) -> None:
+    "Raise `InputError` unless a run is finished and has this epoch."
+    facts = checkpoints[-1].facts
     if facts['epoch'] != facts.get('epochs') or first_epoch not in range(1, facts['epoch'] + 1):
         raise InputError(f'{run} is at epoch {facts["epoch"]} of {facts.get("epochs")}: give a '
                          'finished run, and first_epoch from 1 to its last epoch.')
+
+def _check_bank(run, data:Data, sets:dict, first_epoch:int) -> dict: # of the sets, as names
+    "Raise `InputError` unless every set leaves out training images of this run."
+    checkpoints = _epochs_to_sum(run)
+    train = data.train.index
+    _check_data(checkpoints[-1], data)
+    _check_end(run, checkpoints, first_epoch)
     if not isinstance(sets, dict) or not sets:
         raise InputError('No sets: give name -> training images to leave out.')
     found = {}
