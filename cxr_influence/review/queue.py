@@ -113,21 +113,27 @@ class Queue(NamedTuple):
         return list(labels.index[labels.notna()])
 
 # %% ../../nbs/7_review/01_queue.ipynb #rvq00016
+def _labels_in(table:pd.DataFrame, data:Data) -> list: # NaN where no finding is named
+    return [data.frame[finding][image] if finding else np.nan
+            for image, finding in table.finding.items()]
+
 def _draw_controls(
-    flagged:pd.DataFrame, # index `image`, with `finding`
+    flagged:pd.DataFrame, # index `image`, with `finding` and `label`
     count:int,
     data:Data,
     rng:np.random.Generator,
 ) -> pd.DataFrame: # index `image`, `finding`; fewer where there are no more
-    "Draw images at random among the others, and for each a finding from the flagged mix."
-    labels = data.train[data.findings].dropna(how='all').drop(index=flagged.index, errors='ignore')
-    images = rng.permutation(labels.index)[:count]
-    mix, findings = flagged.finding.value_counts().reindex(data.findings, fill_value=0), []
-    for known in labels.loc[images].notna().to_numpy():
-        weights = mix * known if (mix * known).any() else pd.Series(known * 1, data.findings)
-        findings.append(rng.choice(data.findings, p=weights / weights.sum()))
-    if (flagged.finding == '').any(): findings = [''] * len(images)
-    return pd.DataFrame({'finding': findings}, pd.Index(images, name='image'), dtype=object)
+    "Draw other images at random, each with the finding and label of a random flagged one."
+    free = data.train[data.findings].dropna(how='all').drop(index=flagged.index)
+    drawn, alike = {}, flagged.iloc[rng.integers(len(flagged), size=min(count, len(free)))]
+    for finding, label in zip(alike.finding, alike.label):
+        of = free[finding].dropna() if finding else free.iloc[:, 0]
+        among = of[of == label] if (of == label).any() else of
+        image = rng.choice(among.index if len(among) else free.index)
+        known = data.findings if not finding else free.columns[free.loc[image].notna()]
+        drawn[image] = finding if not finding or finding in known else rng.choice(known)
+        free = free.drop(index=image)
+    return pd.DataFrame({'finding': drawn}, dtype=object)
 
 # %% ../../nbs/7_review/01_queue.ipynb #rvq00017
 def _flagged(
@@ -164,7 +170,7 @@ def review_queue(
         scored = _read_scores(scores, data)[0].index
         probabilities = _check_probabilities(probabilities, scored, data)
     flagged, count = _flagged(_most_doubted(scores, data, probabilities), n, controls)
-    rng = np.random.default_rng([seed, 20])
+    flagged, rng = flagged.assign(label=_labels_in(flagged, data)), np.random.default_rng([seed, 20])
     control = _draw_controls(flagged, count, data, rng)
     table = pd.concat([flagged.assign(shown='flagged'), control.assign(shown='control')])
     places = rng.permutation(len(table))[:len(control)] # of the controls
@@ -172,8 +178,7 @@ def review_queue(
     order[places] = np.arange(len(flagged), len(table))
     order[np.setdiff1d(np.arange(len(table)), places)] = np.arange(len(flagged))
     table = table.iloc[order].rename_axis('image')
-    table['label'] = [data.frame[finding][image] if finding else np.nan
-                      for image, finding in table.finding.items()]
+    table['label'] = _labels_in(table, data)
     table['patient'] = data.frame.patient[table.index]
     columns = ['finding', 'label', 'score', 'shown', 'patient']
     return Queue(data, table[columns], probabilities)
@@ -477,13 +482,12 @@ def _by_reviewer(answers:pd.DataFrame) -> pd.DataFrame: # (labels, reviewers); N
     return answers.pivot(index=['image', 'finding'], columns='reviewer', values='new')
 
 # %% ../../nbs/7_review/01_queue.ipynb #rvq00053
-def _pairs(asked:pd.DataFrame): # yields shown, a rater, another, (labels, 2) their answers
-    "Go through the pairs of raters, of which the label itself is one."
+def _pairs(asked:pd.DataFrame): # yields shown, a reviewer, another, (labels, 2) their answers
+    "Go through the pairs of reviewers."
     for shown, part in asked.groupby('shown'):
         wide = _by_reviewer(part)
-        wide.insert(0, '', part.groupby(['image', 'finding']).old.first())
         for one, other in combinations(wide, 2):
-            yield shown, one or 'the label', other, wide[[one, other]].dropna()
+            yield shown, one, other, wide[[one, other]].dropna()
 
 def review_agreement(
     answers:pd.DataFrame, # as from `read_review`, of one or several files
@@ -506,7 +510,7 @@ def review_agreement(
     index = pd.MultiIndex.from_tuples(rows, names=names) if rows else None
     return pd.DataFrame(list(rows.values()), index, columns)
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00056
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00058
 def review_differences(
     answers:pd.DataFrame, # as from `read_review`, of one or several files
     adjudicator:str='', # reviewer whose answers settle a difference
@@ -516,7 +520,7 @@ def review_differences(
     settled = answers[answers.reviewer == adjudicator].set_index(['image', 'finding']).index
     return wide[(wide.nunique(axis=1) > 1) & ~wide.index.isin(settled)]
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00059
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00061
 def _decide(
     answers:pd.DataFrame, # of one or several reviewers, none open
     adjudicator:str,
@@ -550,7 +554,7 @@ def _chosen(
                          'review_differences) and name her as adjudicator, or name a reviewer.')
     return answers
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00061
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00063
 def _provenance(frame:pd.DataFrame, changed:pd.DataFrame) -> pd.Series: # texts, by image
     "Add to what is known of corrected labels."
     old = changed.old.map('{:g}'.format).replace('nan', 'unknown')
@@ -567,7 +571,7 @@ def _file_facts(path:Path, answers:pd.DataFrame) -> dict: # JSON
     return {'file': str(path), 'sha256': hashlib.sha256(path.read_bytes()).hexdigest(),
             'reviewers': sorted(answers.reviewer.unique()), 'answers': len(answers)}
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00062
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00064
 def apply_review(
     data:Data, # as it was reviewed
     path, # of a file of answers, or of several
@@ -590,24 +594,26 @@ def apply_review(
     frame.attrs['reviews'] = [*data.frame.attrs.get('reviews', []), *files]
     return data.with_frame(frame)
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00069
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00071
 def _gains(
     scores,
     data:Data,
     probabilities:pd.DataFrame|None,
 ) -> pd.Series: # by image, from 0 to 1
-    "Multiply each image's score, as a rank, by the uncertainty of its label in doubt."
+    "Multiply how far a score is above the median by the uncertainty of the label in doubt."
     if probabilities is not None:
         scored = _read_scores(scores, data)[0].index
         probabilities = _check_probabilities(probabilities, scored, data)
     doubted = _most_doubted(scores, data, probabilities)
-    rank = doubted.score.rank(pct=True)
-    if probabilities is None: return rank
+    above = (doubted.score - doubted.score.median()).clip(lower=0)
+    if not np.isfinite(above).all(): raise InputError('A score is infinite: give numbers.')
+    above = above / above.max() if above.max() else above + 1
+    if probabilities is None or (doubted.finding == '').any(): return above
     columns = probabilities.columns.get_indexer(doubted.finding)
     p = probabilities.loc[doubted.index].to_numpy(float)[np.arange(len(doubted)), columns]
-    return rank * entropy([p, 1 - p], base=2)
+    return above * entropy([p, 1 - p], base=2)
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00071
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00073
 def _best_at(
     patients:list, # arrays of gains, highest first
     n:int,
@@ -629,14 +635,14 @@ def _best_at(
         left -= counts[-1]
     return counts[::-1]
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00072
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00074
 def _best_ratio(
     patients:list, # arrays of gains, highest first
     n:int,
     minutes:tuple, # of a patient's first image, and of a further one
 ) -> list: # number of images of each patient
     "Choose the n images of largest gain per minute (Dinkelbach 1967)."
-    price = -1.
+    price = 0.
     while True:
         counts = _best_at(patients, n, (price * minutes[0], price * minutes[1]))
         gain = sum(gains[:count].sum() for gains, count in zip(patients, counts))
@@ -665,7 +671,7 @@ def batch_for_review(
     def rate(part): return part.sum() / (minutes + further * (len(part) - 1))
     return pd.concat(sorted(chosen, key=rate, reverse=True)).index.rename('image')
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00077
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00080
 def correction_gains(
     logits:dict, # (name of the data, seed) -> held-out logits, as from `retrain`
     frame:pd.DataFrame, # with the held-out images' labels
