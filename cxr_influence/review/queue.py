@@ -330,6 +330,7 @@ class Review:
     ):
         self.queue, self.path = queue, project_path(path)
         self.reviewer, self._skipped = _check_reviewer(reviewer), []
+        self._asked = {image: queue.asked(image) for image in queue.table.index}
         self._note(self._read())
 
     def _read(self) -> pd.DataFrame:
@@ -340,8 +341,8 @@ class Review:
         "Remember which images need no answer."
         mine = answers[(answers.reviewer == self.reviewer) & (answers.shown != 'noticed')]
         pairs = set(zip(mine.image, mine.finding))
-        self._done = {image for image in self.queue.table.index
-                      if all((image, one) in pairs for one in self.queue.asked(image))}
+        self._done = {image for image, asked in self._asked.items()
+                      if all((image, finding) in pairs for finding in asked)}
 
 # %% ../../nbs/7_review/01_queue.ipynb #rvq00036
 @patch(as_prop=True)
@@ -367,7 +368,7 @@ def _new_rows(self:Review,
     seconds:float,
 ) -> pd.DataFrame: # as in the file
     "Lay out an answer. Raises `InputError`."
-    if image not in self.queue.table.index:
+    if image not in self._asked:
         raise InputError(f'{image} is not in this queue: answer an image of queue.table.')
     for finding, value in new.items():
         check_finding(finding, self.queue.data.findings)
@@ -375,7 +376,7 @@ def _new_rows(self:Review,
             raise InputError(f'{finding} of {image} is answered {value!r}: give 1, 0 or None.')
     if not 0 <= seconds < np.inf:
         raise InputError(f'seconds is {seconds}: give a number of 0 or more.')
-    asked = self.queue.asked(image)
+    asked = self._asked[image]
     old = self.queue.data.frame.loc[image, self.queue.data.findings].astype(float)
     findings = [*asked, *(finding for finding in new if finding not in asked)]
     shown = [self.queue.table.shown[image]] * len(asked)
