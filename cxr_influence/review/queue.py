@@ -178,8 +178,7 @@ def review_queue(
     order = np.insert(np.arange(len(flagged)), places - np.arange(len(control)),
                       np.arange(len(flagged), len(table)))
     table = table.iloc[order].rename_axis('image')
-    table['label'] = _labels_in(table, data)
-    table['patient'] = data.frame.patient[table.index]
+    table = table.assign(label=_labels_in(table, data), patient=data.frame.patient[table.index])
     columns = ['finding', 'label', 'score', 'shown', 'patient']
     return Queue(data, table[columns], probabilities)
 
@@ -664,7 +663,7 @@ def _best_ratio(
         if gain / spent <= price + 1e-12: return counts
         price = gain / spent
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00087
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00089
 def batch_for_review(
     scores, # as for `review_queue`
     n:int, # images
@@ -686,7 +685,7 @@ def batch_for_review(
     def rate(part): return part.sum() / (minutes + further * (len(part) - 1))
     return pd.concat(sorted(chosen, key=rate, reverse=True)).index.rename('image')
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00093
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00094
 def correction_gains(
     logits:dict, # (name of the data, seed) -> held-out logits, as from `retrain`
     frame:pd.DataFrame, # with the held-out images' labels
