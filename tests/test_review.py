@@ -34,8 +34,8 @@ def scores(data, rng): return pd.Series(rng.random(len(data.train)), data.train.
 @pytest.fixture
 def queue(scores, data, probabilities): return review_queue(scores, data, 20, .3, probabilities)
 
-def row_of(data, image, finding, **changes):
-    row = dict(image=image, finding=finding, old=int(data.frame[finding][image]), new=1, reviewer='anna', seconds=3.5,
+def row_of(data, on, of, /, **changes):
+    row = dict(image=on, finding=of, old=int(data.frame[of][on]), new=1, reviewer='anna', seconds=3.5,
                time='2026-01-31T12:00:00Z', shown='flagged') | changes
     return ','.join(str(value) for value in row.values())
 
@@ -60,15 +60,17 @@ def test_the_queue_is_the_highest_scores_and_random_others(scores, data, probabi
 def test_controls_are_drawn_evenly_and_stand_anywhere(scores, data):
     one = data.with_frame(only_finding(data.frame, 'Effusion'))
     drawn, places = pd.Series(0, data.train.index), []
-    for seed in range(300):
+    for seed in range(100):
         table = review_queue(scores, one, 20, .5, seed=seed).table
         assert (table.finding == 'Effusion').all()
         control = table.shown == 'control'
         drawn[table.index[control]] += 1
         places += list(np.flatnonzero(control))
     flagged = scores.nlargest(10).index
-    assert not drawn[flagged].any() and drawn.drop(flagged).groupby(data.train.Effusion).max().max() < 300
-    assert abs(np.mean(places) - 9.5) < .6 and len(set(places)) == 20 # 3000 places: deviation .1
+    assert not drawn[flagged].any()
+    for _, counts in drawn.drop(flagged).groupby(data.train.Effusion): # evenly among those of one label
+        assert (abs(counts - counts.mean()) <= 6 * counts.mean() ** .5 + 1).all()
+    assert abs(np.mean(places) - 9.5) < 1 and len(set(places)) == 20 # of 1000 places: deviation .2
 
 def test_scores_by_finding_name_the_label_and_unknown_labels_are_not_asked_about(data, rng):
     frame = data.frame.copy()

@@ -570,10 +570,11 @@ def _chosen(
 # %% ../../nbs/7_review/01_queue.ipynb #rvq00075
 def _provenance(frame:pd.DataFrame, changed:pd.DataFrame) -> pd.Series: # texts, by image
     "Add to what is known of corrected labels."
-    old = changed.old.map('{:g}'.format).replace('nan', 'unknown')
-    words = changed.finding + ' ' + old + ' to ' + changed.new.map('{:g}'.format) \
-        + ' by ' + changed.by
-    now = words.astype(object).groupby(changed.image).agg('; '.join)
+    old = changed.old.map({0: '0', 1: '1'}).fillna('unknown')
+    given = zip(changed.finding, old, changed.new, changed.by)
+    words = [f'{finding} {one} to {new:g} by {by}' for finding, one, new, by in given]
+    words = pd.Series(words, changed.index, dtype=object)
+    now = words.groupby(changed.image).agg('; '.join)
     now = now.reindex(frame.index, fill_value='')
     before = frame.get('corrected', pd.Series('', frame.index)).fillna('')
     between = np.where((before != '') & (now != ''), '; ', '')
