@@ -65,7 +65,7 @@ def findings_of(
 # %% ../../nbs/1_data/01_labels.ipynb #any051758
 _TAKEN = {'image', 'patient', 'age', 'sex', 'view', 'follow_up', 'split', 'labels', 'findings',
           'none', 'ap', 'positive', 'no finding', 'ap view', 'female', 'macro', 'micro',
-          'weighted', 'low', 'high', 'mean'} # columns and averages of our tables
+          'weighted', 'low', 'high', 'mean', 'corrected'} # columns and averages of our tables
 
 def _check_findings(
     names, # of findings
