@@ -317,24 +317,30 @@ class Review {
     if (other || this.viewer.boxes.length !== (state.boxes || []).length) this.stage()
   }
 
-  finding() { return this.state.findings.find(({ name }) => name === this.state.finding) }
+  single() { return this.state.asked.length === 1 } // one label is asked about, or all known
+
+  finding(wanted) { return this.state.findings.find(({ name }) => name === wanted) }
 
   hidden() { return this.state.blinded && !this.state.revealed }
 
   renderQuestion() {
-    const { state } = this, one = this.finding(), name = state.finding.replaceAll('_', ' ')
-    const lines = [make('strong', { textContent: this.hidden() ? `Is ${name} present?` :
-      `${name}: labelled ${word(one.label)}` })]
-    const facts = this.hidden() ? [] : [state.doubt,
-      one.probability == null ? '' : `the network gives it ${percent(one.probability)}`]
-    if (facts.some(Boolean)) lines.push(make('span', { textContent: facts.filter(Boolean).join('; ') }))
-    lines.push(make('small', { textContent: [state.image, state.about].filter(Boolean).join(' · ') }))
-    this.question.replaceChildren(...lines)
+    const { state } = this, hidden = this.hidden(), one = this.finding(state.asked[0])
+    const name = one.name.replaceAll('_', ' '), labels = state.findings.filter(x => x.label === 1)
+    const asked = hidden ? (this.single() ? `Is ${name} present?` : 'Which findings are present?') :
+      this.single() ? `${name}: labelled ${word(one.label)}` :
+        `Labelled ${labels.map(x => x.name.replaceAll('_', ' ')).join(', ') || 'without finding'}`
+    const facts = hidden ? [] : [state.doubt, this.single() && one.probability != null &&
+      `the network gives it ${percent(one.probability)}`].filter(Boolean)
+    this.question.replaceChildren(make('strong', { textContent: asked }),
+      make('span', { textContent: facts.join('; ') }),
+      make('small', { textContent: [state.image, state.about].filter(Boolean).join(' · ') }))
   }
 
   renderActions() {
-    const answers = this.hidden() ? [['y', 'Present', 'The finding is present'],
-      ['x', 'Absent', 'The finding is absent']] : [['a', 'Agree', 'Agree with the label'],
+    const blinded = this.single() ? [['y', 'Present', 'The finding is present'],
+      ['x', 'Absent', 'The finding is absent']] :
+      [['Enter', 'Save, others absent', 'Save; what is not marked is absent']]
+    const answers = this.hidden() ? blinded : [['a', 'Agree', 'Agree with what is labelled'],
       ['Enter', 'Save changes', 'Save what is changed']]
     const all = this.state.revealed ? [['Enter', 'Next', 'Next image']] :
       [...answers, ['u', 'Unsure', 'Unsure about the finding'], ['s', 'Skip', 'Skip the image']]
@@ -352,7 +358,7 @@ class Review {
       const node = this.button(name.replaceAll('_', ' '), '', `${name}: ${text || 'not answered'}` +
         (key && `, key ${key} changes it`), () => this.toggle(name),
       { className: `cxr-chip cxr-${now}${change ? ' cxr-changed' : ''}` +
-        (name === state.finding ? ' cxr-asked' : ''), disabled: Boolean(state.revealed) })
+        (this.single() && state.asked[0] === name ? ' cxr-asked' : ''), disabled: Boolean(state.revealed) })
       node.dataset.finding = name
       node.setAttribute('aria-pressed', String(change))
       node.prepend(make('kbd', { textContent: key }))
@@ -409,7 +415,7 @@ class Review {
   // -------------------------------------------------------------- answers
 
   toggle(name) { // unknown, present, absent; back to the label, which is then no change
-    const { label } = this.state.findings.find(one => one.name === name)
+    const { label } = this.finding(name)
     const known = label === 0 || label === 1, { changes } = this
     if (known && !this.hidden()) {
       if (name in changes) delete changes[name]
@@ -420,21 +426,32 @@ class Review {
     this.renderChips()
   }
 
-  answer(more) { // of the finding asked about: 1, 0, null (unsure); with the other changes
-    const { state, changes } = this
-    const answers = { ...changes, ...more }
-    if (!(state.finding in answers))
-      return this.say(`${state.finding} is not answered yet: ${this.hidden() ? 'y, x or u' :
-        'a agrees, its key changes it, u is unsure'}.`, true)
+  answer(answers) { // finding -> 1, 0, null (unsure); what is asked about and not named is right
     const seconds = Math.round(10 * this.seconds()) / 10
-    this.send({ do: 'answer', image: state.image, answers, seconds })
+    this.send({ do: 'answer', image: this.state.image, answers, seconds })
   }
 
+  save() { // what is changed
+    const { changes, state: { asked } } = this, hidden = this.hidden()
+    const ready = this.single() ? asked[0] in changes : hidden || Object.keys(changes).length
+    if (ready) this.answer({ ...hidden && this.every(0), ...changes })
+    else if (hidden) this.say('Not answered yet: y is present, x is absent, u is unsure.', true)
+    else this.say(`${this.single() ? asked[0].replaceAll('_', ' ') : 'No label'} is not ` +
+      'changed: a agrees, its key changes it, u is unsure.', true)
+  }
+
+  every(value) { return Object.fromEntries(this.state.asked.map(name => [name, value])) }
+
   agree() {
-    const { label } = this.finding()
-    if (label !== 0 && label !== 1)
+    const { [this.single() ? this.state.asked[0] : '']: _, ...others } = this.changes
+    if (this.single() && this.finding(this.state.asked[0]).label == null)
       return this.say('The label is unknown: press the key of the finding, or u.', true)
-    this.answer({ [this.state.finding]: label })
+    this.answer(others)
+  }
+
+  unsure() {
+    this.answer({ ...this.changes, ...this.single() ? this.every(null) :
+      { ...this.every(null), ...this.changes } })
   }
 
   open(name) {
@@ -470,11 +487,12 @@ class Review {
       if (next) this.send({ do: 'next' })
       return true
     }
-    if (next) this.answer({})
+    if (next) this.save()
     else if (key === 'a' && ask) this.agree()
-    else if (key === 'a') this.say('The label is hidden: y is present, x is absent.', true)
-    else if ('yx'.includes(key) && !ask) this.answer({ [state.finding]: key === 'y' ? 1 : 0 })
-    else if (key === 'u') this.answer({ [state.finding]: null })
+    else if (key === 'a') this.say('The label is hidden: there is nothing to agree with yet.', true)
+    else if ('yx'.includes(key) && !ask && this.single())
+      this.answer({ ...this.changes, ...this.every(key === 'y' ? 1 : 0) })
+    else if (key === 'u') this.unsure()
     else if (key === 's') this.send({ do: 'skip', image: state.image })
     else if (KEYS.includes(key) && state.findings[KEYS.indexOf(key)])
       this.toggle(state.findings[KEYS.indexOf(key)].name)
@@ -544,10 +562,12 @@ class Page { // what the kernel does there, with the answers in the browser's st
   }
 
   answer(item, answers, seconds) {
-    const time = new Date().toISOString().replace(/\.\d+Z/, '+00:00')
-    for (const [finding, value] of Object.entries(answers)) {
+    const time = new Date().toISOString().replace('Z', '+00:00'), { asked, image } = item
+    const names = [...asked, ...Object.keys(answers).filter(name => !asked.includes(name))]
+    for (const finding of names) {
       const old = item.findings.find(({ name }) => name === finding).label
-      this.kept.rows.push({ image: item.image, finding, old, new: value, seconds, time, shown: item.shown })
+      this.kept.rows.push({ image, finding, old, new: finding in answers ? answers[finding] : old,
+        seconds, time, shown: asked.includes(finding) ? item.shown : 'noticed' })
     }
     if (this.queue.blinded) this.revealed = item
   }
@@ -597,9 +617,13 @@ class Page { // what the kernel does there, with the answers in the browser's st
   }
 
   save() {
+    if (!this.kept.reviewer) {
+      document.getElementById('reviewer').focus()
+      return this.view.say('Write your name above first: each answer carries it.', true)
+    }
     const url = URL.createObjectURL(new Blob([this.csv()], { type: 'text/csv' }))
     const name = this.kept.reviewer.replace(/[^\w-]+/g, '_')
-    make('a', { href: url, download: name ? `review_${name}.csv` : 'review.csv' }).click()
+    make('a', { href: url, download: `review_${name}.csv` }).click()
     setTimeout(() => URL.revokeObjectURL(url), 10000)
   }
 }

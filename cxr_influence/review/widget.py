@@ -21,7 +21,7 @@ from ..data.batches import Data
 from ..data.files import InputError, _digest, _write_whole
 from ..data.images import read_image
 from ..data.nih import find_file, find_files, find_images
-from .queue import Queue, Review, review_queue
+from .queue import Queue, Review, _most_doubted, review_queue
 
 # %% ../../nbs/7_review/02_widget.ipynb #c914c6f0
 def _find_originals(
@@ -65,12 +65,12 @@ def _doubt(
     if above is None: return 'among the half least in doubt'
     return f'among the {100 * above:g} % most in doubt'
 
-# %% ../../nbs/7_review/02_widget.ipynb #b466a696
-def _shares(queue:Queue) -> pd.Series: # image -> share of the training images, NaN for controls
-    "Count how many training images are in doubt as much as each flagged one."
-    table = queue.table
-    ranks = table.score[table.shown == 'flagged'].rank(ascending=False, method='max')
-    return (ranks / len(queue.data.train)).reindex(table.index)
+# %% ../../nbs/7_review/02_widget.ipynb #f7da8d95
+def _with_shares(queue:Queue, scores) -> Queue: # as `review_queue` made it from the scores
+    "Note for each image the share of the scored images that are in doubt as much."
+    score = _most_doubted(scores, queue.data, queue.probabilities).score
+    share = score.rank(ascending=False, method='max', pct=True)
+    return queue._replace(table=queue.table.assign(share=share))
 
 # %% ../../nbs/7_review/02_widget.ipynb #990e62fd
 _RELATED = {'proponent': 3, 'opponent': 3, 'same patient': 6} # how many of each at most
@@ -122,7 +122,7 @@ class _Items:
         self.related = {image: _related(self.data, image, pairs) for image in names}
         shown = pd.Index([*names, *(name for one in self.related.values() for name in one)])
         self.paths = _find_originals(self.data, shown.unique())
-        self.boxes, self.share = _boxes(self.data), _shares(queue)
+        self.boxes = _boxes(self.data)
 
     def pixels(self, image:str) -> np.ndarray: # (height, width) uint8, of the original
         return read_image(self.paths[image], bits=self.data.store.bits)[0]
@@ -138,23 +138,35 @@ def _check_pairs(pairs) -> pd.DataFrame|None:
                          'pairwise returns.')
     return pairs
 
+# %% ../../nbs/7_review/02_widget.ipynb #4f3b20ef
+_WORDS = {1: 'present', 0: 'absent', None: 'unknown'}
+
+@patch
+def findings(self:_Items, image:str) -> list: # of dictionaries
+    "Describe the label of each finding, and the network's probability."
+    labels, p = self.data.frame.loc[image], self.queue.probabilities
+    known = p is not None and image in p.index
+    return [{'name': name, 'label': _value(labels[name]),
+             'probability': float(p.loc[image, name]) if known else None}
+            for name in self.data.findings]
+
+@patch
+def beside(self:_Items, image:str, asked:list) -> list: # of dictionaries
+    "Describe the images beside one, by their label of the finding asked about."
+    frame, found = self.data.frame, self.related[image].items()
+    def text(name): return _WORDS[_value(frame.loc[name, asked[0]])] if len(asked) == 1 else ''
+    return [{'image': name, 'role': role, 'text': text(name)} for name, role in found]
+
 # %% ../../nbs/7_review/02_widget.ipynb #9e85f141
 @patch
 def __getitem__(self:_Items, image:str) -> dict:
     "Describe an image of the queue."
-    row, labels = self.queue.table.loc[image], self.data.frame.loc[image]
-    p = self.queue.probabilities
-    findings = [{'name': name, 'label': _value(labels[name]),
-                 'probability': None if p is None else float(p.loc[image, name])}
-                for name in self.data.findings]
-    words = {1: 'present', 0: 'absent', None: 'unknown'}
-    related = [{'image': name, 'role': role,
-                'text': words[_value(self.data.frame.loc[name, row.finding])]}
-               for name, role in self.related[image].items()]
+    asked, share = self.queue.asked(image), self.queue.table.get('share')
     boxes = self.boxes[self.boxes.image == image].drop(columns='image')
-    return {'image': image, 'finding': row.finding, 'findings': findings,
-            'about': _about(labels), 'doubt': _doubt(self.share[image]),
-            'related': related, 'boxes': boxes.to_dict('records')}
+    return {'image': image, 'asked': asked, 'findings': self.findings(image),
+            'about': _about(self.data.frame.loc[image]),
+            'doubt': '' if share is None else _doubt(share[image]),
+            'related': self.beside(image, asked), 'boxes': boxes.to_dict('records')}
 
 # %% ../../nbs/7_review/02_widget.ipynb #8788f1dd
 def _hide(item:dict) -> dict: # as from `_Items`
@@ -194,11 +206,7 @@ class _Session:
 @patch
 def answer(self:_Session, message:dict) -> None:
     "Write the answers of the image in sight. Raises `InputError`."
-    answers = message['answers']
-    unknown = [name for name in answers if name not in self.items.data.findings]
-    if unknown or not {*answers.values()} <= {1, 0, None}:
-        raise InputError(f'{answers} is no answer: give 1, 0 or None for each finding.')
-    self.review.answer(self.image, answers, float(message['seconds']))
+    self.review.answer(self.image, message['answers'], message['seconds'])
     if self.blinded: self.revealed = True
     else: self.advance()
 
@@ -266,6 +274,13 @@ _FIGURE = ('<figure style="margin:0;width:128px"><img width="128" height="128" a
            'src="data:image/jpeg;base64,{picture}"><figcaption style="font-size:12px">'
            '{caption}</figcaption></figure>')
 
+def _caption(item:dict, blinded:bool) -> str: # as from `_Items`
+    "Say what is asked about an image."
+    if len(item['asked']) > 1: return 'which findings?'
+    name = item['asked'][0]
+    label = {one['name']: one['label'] for one in item['findings']}[name]
+    return f'{name}?' if blinded else f'{name}: labelled {_WORDS[label]}'
+
 def _gallery(
     items:_Items,
     blinded:bool=False,
@@ -275,10 +290,7 @@ def _gallery(
     figures, names = [], items.queue.table.index
     for image in names[:n]:
         item = items[image]
-        label = {one['name']: one['label'] for one in item['findings']}[item['finding']]
-        asked = item['finding'].replace('_', ' ')
-        labelled = {1: 'labelled present', 0: 'labelled absent', None: 'label unknown'}[label]
-        caption = f'{asked}?' if blinded else f'{asked}: {labelled}'
+        caption = _caption(item, blinded)
         figures.append(_FIGURE.format(alt=html.escape(f'Radiograph {image}, {caption}'),
                                       picture=_base64(items.thumbnail(image, 128)),
                                       caption=html.escape(caption)))
@@ -326,7 +338,8 @@ def review(
     return ReviewWidget(_Session(queue, Review(queue, path, reviewer), blinded, pairs))
 
 def _as_queue(scores, data, settings:dict) -> Queue:
-    if not isinstance(scores, Queue): return review_queue(scores, data, **settings)
+    if not isinstance(scores, Queue):
+        return _with_shares(review_queue(scores, data, **settings), scores)
     if data is None and not settings: return scores
     given = ', '.join((['data'] if data is not None else []) + [*settings])
     raise InputError(f'The queue is made already: leave out {given}, or give scores.')
@@ -368,7 +381,7 @@ def review_page(
     "Write a queue as one HTML file with its images. Raises `InputError`."
     if size < 64: raise InputError(f'size is {size}: give at least 64 pixels.')
     items, thumbnails = _page_items(_Items(queue, pairs), size)
-    made_of = [queue.data.fingerprint, [*queue.table.index], [*queue.table.finding], blinded]
+    made_of = [queue.data.fingerprint, [*queue.table.index], [*queue.table.finding]]
     facts = {'key': f'cxr_influence.review.{_digest(made_of)}', 'blinded': blinded,
              'reviewer': reviewer, 'items': items, 'thumbnails': thumbnails}
     text = json.dumps(facts).replace('<', '\\u003c')
