@@ -99,7 +99,7 @@ def loaded(view, timeout=20_000):
     return view.get_attribute('data-image')
 
 def press(view, *keys):
-    "Press keys one by one; after those that answer, wait for the next image."
+    "Press keys one by one; after those that answer, wait for the next image, and return its name."
     page = view.element_handle().owner_frame().page
     for key in keys:
         turn = view.get_attribute('data-turn')
@@ -107,17 +107,103 @@ def press(view, *keys):
         if key in ('a', 'u', 's', 'z', 'n', 'Enter', 'y', 'x'):
             page.wait_for_function('([view, turn]) => view.dataset.turn !== turn', arg=[view.element_handle(), turn], timeout=20_000)
             if view.get_attribute('data-image'): loaded(view)
+    return view.get_attribute('data-image')
+
+@pytest.fixture(scope='module')
+def many(twenty):
+    "The folder's data, with a queue of eight images and random scores and probabilities."
+    data, rng = load_data(twenty/'phantom', 64, stores=twenty/'stores'), np.random.default_rng()
+    scores = pd.Series(rng.uniform(size=len(data.train)), data.train.index)
+    probabilities = pd.DataFrame(rng.uniform(size=(len(data), 14)), data.frame.index, data.findings)
+    return review_queue(scores, data, 8, controls=.25, probabilities=probabilities)
 
 def shoot(page, name):
     if SHOTS: page.screenshot(path=Path(SHOTS)/f'{name}.png')
 
+
+def answered(folder): return read_review(folder/'review.csv') if (folder/'review.csv').exists() else pd.DataFrame({'image': []})
+
 def test_lab_by_keyboard(lab, twenty):
+    "Ten images; the kernel killed in the middle; the answers are those of the keys."
     lab.open()
     view = lab.run()
-    first, seen = loaded(view), []
+    frame, seen = load_data(twenty/'phantom', 64, stores=twenty/'stores').frame, [loaded(view)]
     view.locator('canvas').click()
     shoot(lab.page, 'lab_light')
-    seen.append(first)
+    for key in ['i', 'w', 'w', 'l', '+', 'ArrowLeft']: lab.page.keyboard.press(key)
+    lab.page.wait_for_function('view => JSON.parse(view.querySelector("canvas").dataset.view).zoom > 1', arg=view.element_handle())
+    graded = json.loads(view.locator('canvas').get_attribute('data-view'))
+    assert graded['inverted'] and graded['window'] == 224 and graded['level'] == 120
+    lab.page.keyboard.press('r')
+    for keys in [['a'], ['u'], ['a']]: seen += [press(view, *keys)]
+    asked = view.locator('.cxr-asked').get_attribute('data-finding')
+    seen += [press(view, '1234567890cdefghjkmopqtv'[list(frame.columns[-14:]).index(asked)], 'Enter')] # relabelled
     press(view, 'a')
-    done = read_review(twenty/'review.csv')
-    assert list(done.image) == [first] and (done.new == done.old).all() and set(done.reviewer) == {'Ada'}
+    assert press(view, 'z') == seen[4] # taken back
+    skipped = seen[4]
+    del seen[4]
+    seen += [press(view, 's')]
+    done = answered(twenty).set_index('image')
+    assert list(done.index) == seen[:4] and set(done.reviewer) == {'Ada'} and (done.seconds > 0).all()
+    assert list(done.new.isna()) == [False, True, False, False]
+    assert (done.new == done.old)[seen[:3]].to_list() == [True, False, True] and done.new[seen[3]] == 1 - done.old[seen[3]]
+    assert done.finding[seen[3]] == asked
+    os.kill(int((twenty/'pid').read_text()), signal.SIGKILL)
+    lab.page.keyboard.press('a') # nobody takes it
+    lab.page.get_by_role('button', name='Ok').first.click(timeout=30_000) # Lab reports that the kernel died
+    assert list(answered(twenty).image) == seen[:4]
+    lab.page.wait_for_function('() => !document.querySelector(".jp-Dialog")')
+    again = lab.run()
+    assert loaded(again, 60_000) == skipped # only answers are in the file: it is in its place again
+    again.locator('canvas').click()
+    for _ in range(6): press(again, 'a')
+    assert answered(twenty).image.nunique() == 10
+
+def open_file(browser, path):
+    "A page of a file, and the requests that it makes."
+    page, asked = browser.new_page(viewport={'width': 900, 'height': 900}, accept_downloads=True), []
+    page.on('request', lambda request: asked.append(request.url))
+    page.goto(path.as_uri())
+    return page, page.locator('.cxr-review'), asked
+
+def test_page_by_keyboard(browser, many, tmp_path):
+    "Answers of the page come back as its CSV, also after it was closed; nothing is requested from elsewhere."
+    path = review_page(many, tmp_path/'review.html')
+    page, view, asked = open_file(browser, path)
+    names, first = list(many.table.index), many.table.iloc[0]
+    assert loaded(view) == names[0]
+    shoot(page, 'page_light')
+    assert press(view, 'a') == names[1] and press(view, 'u') == names[2] and press(view, 's') == names[3]
+    other = next(name for name in many.data.findings if name != many.table.finding[names[3]])
+    press(view, '1234567890cdefghjkmopqtv'[many.data.findings.index(other)], 'a')
+    page.reload()
+    assert loaded(view) == names[4] # it resumes
+    assert press(view, 'a', 'z') == names[4]
+    page.get_by_role('button', name='Save answers').click()
+    assert 'your name' in view.locator('.cxr-status').inner_text()
+    page.keyboard.type('Grace, "MD"')
+    with page.expect_download() as saved: page.get_by_role('button', name='Save answers').click()
+    saved.value.save_as(tmp_path/'back.csv')
+    back = read_review(tmp_path/'back.csv').set_index(['image', 'finding'])
+    assert set(back.reviewer) == {'Grace, "MD"'} and len(back) == 4
+    right = back.new == back.old
+    assert right[names[0], first.finding] and right[names[3], many.table.finding[names[3]]]
+    assert np.isnan(back.new[names[1], many.table.finding[names[1]]])
+    noticed = back.loc[names[3], other]
+    assert noticed.shown == 'noticed' and noticed.new == 1 - noticed.old
+    assert (back.shown.drop((names[3], other)).droplevel(1) == many.table.shown[[names[0], names[1], names[3]]]).all()
+    assert list(Review(many, tmp_path/'back.csv', 'Grace, "MD"').waiting) == [names[2], *names[4:]]
+    assert all(url.startswith(('file:', 'data:', 'blob:')) for url in asked)
+
+def test_blinded_page(browser, many, tmp_path):
+    "Label, probability and score are not on the screen until an image is answered, and then they are."
+    page, view, _ = open_file(browser, review_page(many, tmp_path/'review.html', 'Grace', blinded=True))
+    first = loaded(view)
+    hidden = view.inner_text()
+    assert not re.search('labelled|in doubt|%|absent|unknown', hidden.replace('Absent', '')), hidden
+    page.keyboard.press('a')
+    assert 'label is hidden' in view.locator('.cxr-status').inner_text()
+    assert press(view, 'y') == first and 'labelled' in view.inner_text()
+    page.emulate_media(color_scheme='dark')
+    shoot(page, 'page_blinded_dark')
+    assert press(view, 'Enter') != first and 'labelled' not in view.inner_text()

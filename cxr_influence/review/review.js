@@ -214,15 +214,15 @@ class Review {
       textContent: 'Click here or press Tab to use the keys.' })
     const stage = make('div', { className: 'cxr-stage' }, this.viewer.canvas, this.banner)
     const side = make('div', { className: 'cxr-side' }, this.progress, this.question,
-      this.actions, this.status, this.chips, this.related)
+      this.actions, this.status, this.chips)
+    const left = make('div', { className: 'cxr-left' }, stage, this.tools, hint, this.related)
     const { root } = this
     root.classList.add('cxr-review')
     root.tabIndex = -1
     root.dataset.lmSuppressShortcuts = 'true' // JupyterLab's own keys rest while ours count
     root.setAttribute('role', 'group')
     root.setAttribute('aria-label', 'Review queue')
-    root.replaceChildren(make('div', { className: 'cxr-left' }, stage, this.tools, hint),
-      side, this.help)
+    root.replaceChildren(make('div', { className: 'cxr-body' }, left, side), this.help)
     root.addEventListener('keydown', event => this.keydown(event))
     root.addEventListener('pointerdown', event => {
       if (!event.target.closest('button, input, canvas')) this.focus()
@@ -354,8 +354,8 @@ class Review {
     this.chips.replaceChildren(...state.findings.map(({ name, label, probability }, k) => {
       const change = name in changes, key = KEYS[k] || '', hide = this.hidden()
       const now = change ? word(changes[name]) : hide ? '' : word(label)
-      const text = change && !hide ? `${word(label)} → ${now}` : now
-      const node = this.button(name.replaceAll('_', ' '), '', `${name}: ${text || 'not answered'}` +
+      const text = change && !hide ? `→ ${now}` : now
+      const node = this.button(name.replaceAll('_', ' '), '', `${name}: ${change && !hide ? `${word(label)}, changed to ${now}` : text || 'not answered'}` +
         (key && `, key ${key} changes it`), () => this.toggle(name),
       { className: `cxr-chip cxr-${now}${change ? ' cxr-changed' : ''}` +
         (this.single() && state.asked[0] === name ? ' cxr-asked' : ''), disabled: Boolean(state.revealed) })
