@@ -1,5 +1,5 @@
 "The review widget: its messages without a browser; and in Chromium JupyterLab's queue and the page, worked by keyboard."
-import base64, io, json, os, re, secrets, shutil, signal, socket, subprocess, sys, time, urllib.request
+import base64, contextlib, io, json, os, re, secrets, shutil, signal, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 
 import nbformat, numpy as np, pandas as pd, pytest
@@ -51,15 +51,20 @@ class Lab:
             free.bind(('127.0.0.1', 0))
             self.port = free.getsockname()[1]
         cell = nbformat.v4.new_code_cell(CELL)
-        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder/'queue.ipynb')
+        kernel = {'kernelspec': {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}}
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), folder/'queue.ipynb')
         places = {f'JUPYTER_{name}_DIR': str(folder/name.lower()) for name in ['CONFIG', 'DATA', 'RUNTIME']}
         places |= {f'JUPYTERLAB_{name}_DIR': str(folder/name.lower()) for name in ['SETTINGS', 'WORKSPACES']}
+        quiet = folder/'settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings'
+        quiet.parent.mkdir(parents=True, exist_ok=True)
+        quiet.write_text('{"fetchNews": "false"}')
         self.log = open(folder/'lab.log', 'w')
         self.process = subprocess.Popen(
             [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={self.port}',
              f'--IdentityProvider.token={self.token}', '--LabApp.news_url=', '--ServerApp.port_retries=0'],
             cwd=folder, env={**os.environ, **places}, stdout=self.log, stderr=self.log, start_new_session=True)
-        self.page = browser.new_page(viewport={'width': 1280, 'height': 900})
+        from playwright.sync_api import TimeoutError as late
+        self.late, self.page = late, browser.new_page(viewport={'width': 1280, 'height': 900})
 
     def request(self, path, method='GET', body=None):
         request = urllib.request.Request(f'http://127.0.0.1:{self.port}{path}', method=method,
@@ -73,13 +78,27 @@ class Lab:
             assert self.process.poll() is None, (self.folder/'lab.log').read_text()
         self.page.goto(f'http://127.0.0.1:{self.port}/lab/tree/queue.ipynb?token={self.token}')
         self.page.locator('.jp-CodeCell .cm-content').first.wait_for(timeout=60_000)
+        self.idle()
+
+    def idle(self): self.page.locator('.jp-Notebook-ExecutionIndicator[data-status=idle]').first.wait_for(state='attached', timeout=60_000)
+
+    def theme(self, name):
+        raw = json.dumps({'raw': json.dumps({'theme': f'JupyterLab {name}'})}).encode()
+        self.request('/lab/api/settings/@jupyterlab/apputils-extension:themes', 'PUT', raw)
 
     def run(self):
-        self.page.locator('.jp-CodeCell .cm-content').first.click()
-        self.page.keyboard.press('Shift+Enter')
-        view = self.page.locator('.cxr-review')
-        view.last.wait_for(timeout=90_000)
-        return view.last
+        cell, was = self.page.locator('.jp-CodeCell').first, self.page.locator('.jp-InputPrompt').first.inner_text()
+        for _ in range(10): # until the kernel takes it
+            cell.locator('.cm-content').click()
+            self.page.keyboard.press('Control+Enter')
+            with contextlib.suppress(self.late):
+                self.page.wait_for_function('was => ![was, "[ ]:"].includes(document.querySelector(".jp-InputPrompt").innerText)', arg=was, timeout=4000)
+                break
+        try: self.page.wait_for_function('() => document.querySelector(".cxr-review, .jp-OutputArea-output [data-mime-type*=error]")', timeout=60_000)
+        except self.late as error:
+            shoot(self.page, 'lab_failed')
+            raise AssertionError(f'{self.page.inner_text("body")}\n{(self.folder/"lab.log").read_text()[-5000:]}') from error
+        return self.page.locator('.cxr-review').last
 
     def close(self):
         os.killpg(self.process.pid, signal.SIGTERM)
@@ -324,6 +343,7 @@ def test_lab_by_keyboard(lab, twenty):
     lab.page.get_by_role('button', name='Ok').first.click(timeout=30_000) # Lab reports that the kernel died
     assert list(answered(twenty).image) == seen[:4]
     lab.page.wait_for_function('() => !document.querySelector(".jp-Dialog")')
+    lab.idle()
     again = lab.run()
     assert loaded(again, 60_000) == skipped # only answers are in the file: it is in its place again
     again.locator('canvas').click()

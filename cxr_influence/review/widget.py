@@ -180,7 +180,7 @@ class _Session:
     "A reviewer at a queue: takes the browser's messages, and yields the replies."
     def __init__(self, queue:Queue, review:Review, blinded:bool=False, pairs=None):
         self.items, self.review, self.blinded = _Items(queue, pairs), review, blinded
-        self.revealed, self.turn, self.sent = False, 0, set()
+        self.turn, self.sent = 0, set()
         self.error = self.note = ''
         self.advance()
 
@@ -189,14 +189,14 @@ class _Session:
         waiting = self.review.waiting
         self.image = image or next(iter(waiting), None)
         self.following = next((name for name in waiting if name != self.image), None)
-        self.revealed = False
+        self.revealed, seconds = False, self.review.answers().groupby('image').seconds.first()
+        self.mean = float(seconds.mean()) if len(seconds) else None
 
     def state(self) -> dict: # the message
-        done = self.review.answers().groupby('image').seconds.first()
         self.turn += 1
         more = {'kind': 'state', 'turn': self.turn, 'total': len(self.items.queue.table),
                 'left': len(self.review.waiting), 'blinded': self.blinded,
-                'seconds': float(done.mean()) if len(done) else None, 'next': self.following,
+                'seconds': self.mean, 'next': self.following,
                 'revealed': self.revealed, 'error': self.error, 'note': self.note}
         if self.image is None: return more | {'image': ''}
         item = self.items[self.image]
