@@ -113,21 +113,27 @@ class Queue(NamedTuple):
         return list(labels.index[labels.notna()])
 
 # %% ../../nbs/7_review/01_queue.ipynb #rvq00016
+def _labels_in(table:pd.DataFrame, data:Data) -> list: # NaN where no finding is named
+    return [data.frame[finding][image] if finding else np.nan
+            for image, finding in table.finding.items()]
+
 def _draw_controls(
-    flagged:pd.DataFrame, # index `image`, with `finding`
+    flagged:pd.DataFrame, # index `image`, with `finding` and `label`
     count:int,
     data:Data,
     rng:np.random.Generator,
 ) -> pd.DataFrame: # index `image`, `finding`; fewer where there are no more
-    "Draw images at random among the others, and for each a finding from the flagged mix."
-    labels = data.train[data.findings].dropna(how='all').drop(index=flagged.index, errors='ignore')
-    images = rng.permutation(labels.index)[:count]
-    mix, findings = flagged.finding.value_counts().reindex(data.findings, fill_value=0), []
-    for known in labels.loc[images].notna().to_numpy():
-        weights = mix * known if (mix * known).any() else pd.Series(known * 1, data.findings)
-        findings.append(rng.choice(data.findings, p=weights / weights.sum()))
-    if (flagged.finding == '').any(): findings = [''] * len(images)
-    return pd.DataFrame({'finding': findings}, pd.Index(images, name='image'), dtype=object)
+    "Draw other images at random, each with the finding and label of a random flagged one."
+    free = data.train[data.findings].dropna(how='all').drop(index=flagged.index)
+    drawn, alike = {}, flagged.iloc[rng.integers(len(flagged), size=min(count, len(free)))]
+    for finding, label in zip(alike.finding, alike.label):
+        of = free[finding].dropna() if finding else free.iloc[:, 0]
+        among = of[of == label] if (of == label).any() else of
+        image = rng.choice(among.index if len(among) else free.index)
+        known = data.findings if not finding else free.columns[free.loc[image].notna()]
+        drawn[image] = finding if not finding or finding in known else rng.choice(known)
+        free = free.drop(index=image)
+    return pd.DataFrame({'finding': drawn}, dtype=object)
 
 # %% ../../nbs/7_review/01_queue.ipynb #rvq00017
 def _flagged(
@@ -164,6 +170,7 @@ def review_queue(
         scored = _read_scores(scores, data)[0].index
         probabilities = _check_probabilities(probabilities, scored, data)
     flagged, count = _flagged(_most_doubted(scores, data, probabilities), n, controls)
+    flagged = flagged.assign(label=_labels_in(flagged, data))
     rng = np.random.default_rng([seed, 20])
     control = _draw_controls(flagged, count, data, rng)
     table = pd.concat([flagged.assign(shown='flagged'), control.assign(shown='control')])
@@ -172,8 +179,7 @@ def review_queue(
     order[places] = np.arange(len(flagged), len(table))
     order[np.setdiff1d(np.arange(len(table)), places)] = np.arange(len(flagged))
     table = table.iloc[order].rename_axis('image')
-    table['label'] = [data.frame[finding][image] if finding else np.nan
-                      for image, finding in table.finding.items()]
+    table['label'] = _labels_in(table, data)
     table['patient'] = data.frame.patient[table.index]
     columns = ['finding', 'label', 'score', 'shown', 'patient']
     return Queue(data, table[columns], probabilities)
@@ -187,7 +193,8 @@ def _read_text(path:Path) -> str:
     try: text = path.read_bytes().decode('utf-8-sig')
     except FileNotFoundError:
         raise InputError(f'No answers at {path}: review some images first.') from None
-    except OSError as error: raise InputError(f'{path} cannot be read ({error.strerror}).') from None
+    except OSError as error:
+        raise InputError(f'{path} cannot be read ({error.strerror}).') from None
     except UnicodeDecodeError as error:
         raise InputError(f'{path} is no UTF-8 text (byte {error.start + 1}): it is damaged, or '
                          'save it again as "CSV UTF-8".') from None
@@ -253,6 +260,7 @@ def _check_once(
     _refuse(answers.duplicated(key), path, sentence)
     return answers
 
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00027
 def read_review(
     path:str|Path, # of a file of answers
 ) -> pd.DataFrame: # index `row`: as a spreadsheet counts; the columns above, and any others
@@ -271,14 +279,15 @@ def read_review(
     bad = _times(table.time).isna()
     _refuse(bad, path, lambda row: f'time is {table.time[row]!r}: write it as '
                                    '2026-01-31T12:00:00+00:00')
-    _refuse(~table.shown.isin(_SHOWN), path, lambda row: f'shown is {table.shown[row]!r}: write '
-                                                         f'{", ".join(_SHOWN)}')
+    _refuse(~table.shown.isin(_SHOWN), path, lambda row: f'shown is {table.shown[row]!r}: '
+                                                         f'write {" or ".join(_SHOWN)}')
     return _check_once(table, path)
 
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00028
 def _times(texts:pd.Series) -> pd.Series: # NaT where it is none
     return pd.to_datetime(texts, format='ISO8601', utc=True, errors='coerce')
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00032
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00034
 def _labels_of(answers:pd.DataFrame, data:Data) -> tuple: # rows, columns, labels: (n,) each
     "Look up the labels that answers are about."
     rows = data.frame.index.get_indexer(answers.image)
@@ -307,7 +316,7 @@ def _of_data(
             'data as it was when it was reviewed')
     return answers
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00035
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00037
 def _check_reviewer(name:str) -> str: # the login name for ''
     "Raise `InputError` for a name that a row cannot hold."
     if not name:
@@ -325,6 +334,7 @@ class Review:
     ):
         self.queue, self.path = queue, project_path(path)
         self.reviewer, self._skipped = _check_reviewer(reviewer), []
+        self._asked = {image: queue.asked(image) for image in queue.table.index}
         self._note(self._read())
 
     def _read(self) -> pd.DataFrame:
@@ -335,10 +345,10 @@ class Review:
         "Remember which images need no answer."
         mine = answers[(answers.reviewer == self.reviewer) & (answers.shown != 'noticed')]
         pairs = set(zip(mine.image, mine.finding))
-        self._done = {image for image in self.queue.table.index
-                      if all((image, one) in pairs for one in self.queue.asked(image))}
+        self._done = {image for image, asked in self._asked.items()
+                      if all((image, finding) in pairs for finding in asked)}
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00036
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00038
 @patch(as_prop=True)
 def waiting(self:Review) -> list: # names; skipped images last
     "Images that have no answer yet, in order."
@@ -354,7 +364,7 @@ def skip(self:Review,
     if image not in self.waiting: raise InputError(f'{image} does not wait for an answer.')
     self._skipped = [one for one in self._skipped if one != image] + [image]
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00038
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00040
 @patch
 def _new_rows(self:Review,
     image:str,
@@ -362,7 +372,7 @@ def _new_rows(self:Review,
     seconds:float,
 ) -> pd.DataFrame: # as in the file
     "Lay out an answer. Raises `InputError`."
-    if image not in self.queue.table.index:
+    if image not in self._asked:
         raise InputError(f'{image} is not in this queue: answer an image of queue.table.')
     for finding, value in new.items():
         check_finding(finding, self.queue.data.findings)
@@ -370,7 +380,7 @@ def _new_rows(self:Review,
             raise InputError(f'{finding} of {image} is answered {value!r}: give 1, 0 or None.')
     if not 0 <= seconds < np.inf:
         raise InputError(f'seconds is {seconds}: give a number of 0 or more.')
-    asked = self.queue.asked(image)
+    asked = self._asked[image]
     old = self.queue.data.frame.loc[image, self.queue.data.findings].astype(float)
     findings = [*asked, *(finding for finding in new if finding not in asked)]
     shown = [self.queue.table.shown[image]] * len(asked)
@@ -381,7 +391,7 @@ def _new_rows(self:Review,
         'time': datetime.now(timezone.utc).isoformat(timespec='milliseconds'),
         'shown': shown + ['noticed'] * (len(findings) - len(asked))})
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00040
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00042
 @patch
 def _write(self:Review, answers:pd.DataFrame) -> None: # the lock is held
     _remove_parts(self.path.parent, self.path.name) # of processes that were killed
@@ -406,7 +416,7 @@ def answer(self:Review,
         self._write(pd.concat([others, rows]) if len(others) else rows)
     self._skipped = [one for one in self._skipped if one != image]
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00041
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00043
 @patch
 def undo(self:Review) -> str|None: # the image, which waits again; None: nothing is left
     "Remove this reviewer's last answer to an image of the queue. Raises `InputError`."
@@ -417,7 +427,8 @@ def undo(self:Review) -> str|None: # the image, which waits again; None: nothing
         if not len(mine): return None
         when = _times(mine.time)
         image = mine.image[when == when.max()].iloc[-1]
-        self._write(answers.drop(index=mine.index[(mine.image == image) & (when == when.max())]))
+        gone = mine.index[(mine.image == image) & (when == when.max())]
+        self._write(answers.drop(index=gone))
     return image
 
 @patch
@@ -426,7 +437,7 @@ def answers(self:Review) -> pd.DataFrame: # as from `read_review`
     answers = self._read()
     return answers[answers.reviewer == self.reviewer]
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00046
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00048
 def simulate_review(
     queue:Queue,
     truth:pd.DataFrame, # (images, findings) right labels, NaN: unsure
@@ -448,7 +459,7 @@ def simulate_review(
         review.answer(image, new, spent[image])
     return review.answers()
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00049
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00051
 def review_error_rates(
     answers:pd.DataFrame, # as from `read_review`
 ) -> pd.DataFrame: # by reviewer and shown: `labels`, `unsure`, `changed`, `rate`, `low`, `high`
@@ -465,7 +476,7 @@ def review_error_rates(
     index = pd.MultiIndex.from_tuples(rows, names=['reviewer', 'shown']) if rows else None
     return pd.DataFrame(list(rows.values()), index, columns)
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00052
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00054
 def _kappa(one, other, weights=None) -> float: # NaN if both always give the same answer
     with warnings.catch_warnings(), np.errstate(invalid='ignore', divide='ignore'):
         warnings.simplefilter('ignore') # of that
@@ -476,15 +487,15 @@ def _by_reviewer(answers:pd.DataFrame) -> pd.DataFrame: # (labels, reviewers); N
     _check_once(answers.reset_index(drop=True), 'The answers')
     return answers.pivot(index=['image', 'finding'], columns='reviewer', values='new')
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00053
-def _pairs(asked:pd.DataFrame): # yields shown, a rater, another, (labels, 2) their answers
-    "Go through the pairs of raters, of which the label itself is one."
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00055
+def _pairs(asked:pd.DataFrame): # yields shown, a reviewer, another, (labels, 2) their answers
+    "Go through the pairs of reviewers."
     for shown, part in asked.groupby('shown'):
         wide = _by_reviewer(part)
-        wide.insert(0, '', part.groupby(['image', 'finding']).old.first())
         for one, other in combinations(wide, 2):
-            yield shown, one or 'the label', other, wide[[one, other]].dropna()
+            yield shown, one, other, wide[[one, other]].dropna()
 
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00056
 def review_agreement(
     answers:pd.DataFrame, # as from `read_review`, of one or several files
     data:Data,
@@ -506,7 +517,7 @@ def review_agreement(
     index = pd.MultiIndex.from_tuples(rows, names=names) if rows else None
     return pd.DataFrame(list(rows.values()), index, columns)
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00056
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00061
 def review_differences(
     answers:pd.DataFrame, # as from `read_review`, of one or several files
     adjudicator:str='', # reviewer whose answers settle a difference
@@ -516,7 +527,7 @@ def review_differences(
     settled = answers[answers.reviewer == adjudicator].set_index(['image', 'finding']).index
     return wide[(wide.nunique(axis=1) > 1) & ~wide.index.isin(settled)]
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00059
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00064
 def _decide(
     answers:pd.DataFrame, # of one or several reviewers, none open
     adjudicator:str,
@@ -550,7 +561,7 @@ def _chosen(
                          'review_differences) and name her as adjudicator, or name a reviewer.')
     return answers
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00061
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00066
 def _provenance(frame:pd.DataFrame, changed:pd.DataFrame) -> pd.Series: # texts, by image
     "Add to what is known of corrected labels."
     old = changed.old.map('{:g}'.format).replace('nan', 'unknown')
@@ -567,7 +578,7 @@ def _file_facts(path:Path, answers:pd.DataFrame) -> dict: # JSON
     return {'file': str(path), 'sha256': hashlib.sha256(path.read_bytes()).hexdigest(),
             'reviewers': sorted(answers.reviewer.unique()), 'answers': len(answers)}
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00062
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00067
 def apply_review(
     data:Data, # as it was reviewed
     path, # of a file of answers, or of several
@@ -590,24 +601,26 @@ def apply_review(
     frame.attrs['reviews'] = [*data.frame.attrs.get('reviews', []), *files]
     return data.with_frame(frame)
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00069
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00074
 def _gains(
     scores,
     data:Data,
     probabilities:pd.DataFrame|None,
 ) -> pd.Series: # by image, from 0 to 1
-    "Multiply each image's score, as a rank, by the uncertainty of its label in doubt."
+    "Multiply how far a score is above the median by the uncertainty of the label in doubt."
     if probabilities is not None:
         scored = _read_scores(scores, data)[0].index
         probabilities = _check_probabilities(probabilities, scored, data)
     doubted = _most_doubted(scores, data, probabilities)
-    rank = doubted.score.rank(pct=True)
-    if probabilities is None: return rank
+    above = (doubted.score - doubted.score.median()).clip(lower=0)
+    if not np.isfinite(above).all(): raise InputError('A score is infinite: give numbers.')
+    above = above / above.max() if above.max() else above + 1
+    if probabilities is None or (doubted.finding == '').any(): return above
     columns = probabilities.columns.get_indexer(doubted.finding)
     p = probabilities.loc[doubted.index].to_numpy(float)[np.arange(len(doubted)), columns]
-    return rank * entropy([p, 1 - p], base=2)
+    return above * entropy([p, 1 - p], base=2)
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00071
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00076
 def _best_at(
     patients:list, # arrays of gains, highest first
     n:int,
@@ -629,14 +642,14 @@ def _best_at(
         left -= counts[-1]
     return counts[::-1]
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00072
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00077
 def _best_ratio(
     patients:list, # arrays of gains, highest first
     n:int,
     minutes:tuple, # of a patient's first image, and of a further one
 ) -> list: # number of images of each patient
     "Choose the n images of largest gain per minute (Dinkelbach 1967)."
-    price = -1.
+    price = 0.
     while True:
         counts = _best_at(patients, n, (price * minutes[0], price * minutes[1]))
         gain = sum(gains[:count].sum() for gains, count in zip(patients, counts))
@@ -654,8 +667,8 @@ def batch_for_review(
 ) -> pd.Index: # n images, a patient's together, highest gain per minute first
     "Choose which images to look at next. Raises `InputError`."
     if not 0 < further <= minutes:
-        raise InputError(f'minutes is {minutes} and further is {further}: give minutes above 0, '
-                         'and no more for a further image.')
+        raise InputError(f'minutes is {minutes} and further is {further}: give minutes '
+                         'above 0, and no more for a further image.')
     gains = _gains(scores, data, probabilities).sort_values(ascending=False, kind='stable')
     if not 1 <= n <= len(gains):
         raise InputError(f'n is {n}: give 1 to {len(gains)}, the images that have a score.')
@@ -665,7 +678,7 @@ def batch_for_review(
     def rate(part): return part.sum() / (minutes + further * (len(part) - 1))
     return pd.concat(sorted(chosen, key=rate, reverse=True)).index.rename('image')
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00077
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00083
 def correction_gains(
     logits:dict, # (name of the data, seed) -> held-out logits, as from `retrain`
     frame:pd.DataFrame, # with the held-out images' labels
