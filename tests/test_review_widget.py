@@ -28,7 +28,7 @@ def browser():
 def twenty(tmp_path_factory):
     "A folder with a phantom of some twenty training images."
     folder = tmp_path_factory.mktemp('review')
-    make_phantom(folder/'phantom', n=40, size=256, seed=secrets.randbelow(2**31), duplicates=.1)
+    make_phantom(folder/'phantom', n=40, size=512 if SHOTS else 256, seed=secrets.randbelow(2**31), duplicates=.1)
     return folder
 
 CELL = '''import os, sys
@@ -311,6 +311,27 @@ def test_refusals_come_before_the_work(many, tmp_path):
 
 # ---------------------------------------------------------------- in Chromium
 
+def picture(lab, view):
+    "Keep pictures of the queue, light and dark; that of the light one is nbs/images/review_widget.webp."
+    if not SHOTS: return
+    for name in ['Dark', 'Light']:
+        lab.theme(name)
+        lab.page.locator(f'body[data-jp-theme-light={str(name == "Light").lower()}]').wait_for(timeout=20_000)
+        shoot(lab.page, f'lab_{name.lower()}')
+    image = Image.open(io.BytesIO(view.screenshot()))
+    image.save(Path(SHOTS)/'review_widget.webp', quality=75)
+
+def saved(lab):
+    "Save the notebook; return it."
+    path = lab.folder/'queue.ipynb'
+    before = path.stat().st_mtime_ns
+    lab.page.get_by_role('menuitem', name='File').click()
+    lab.page.get_by_text('Save Notebook', exact=True).click()
+    for _ in range(80):
+        if path.stat().st_mtime_ns != before: break
+        time.sleep(.1)
+    return nbformat.read(path, 4)
+
 def answered(folder): return read_review(folder/'review.csv') if (folder/'review.csv').exists() else pd.DataFrame({'image': []})
 
 def test_lab_by_keyboard(lab, twenty):
@@ -319,7 +340,7 @@ def test_lab_by_keyboard(lab, twenty):
     view = lab.run()
     frame, seen = load_data(twenty/'phantom', 64, stores=twenty/'stores').frame, [loaded(view)]
     view.locator('canvas').click()
-    shoot(lab.page, 'lab_light')
+    picture(lab, view)
     for key in ['i', 'w', 'w', 'l', '+', 'ArrowLeft']: lab.page.keyboard.press(key)
     lab.page.wait_for_function('view => JSON.parse(view.querySelector("canvas").dataset.view).zoom > 1', arg=view.element_handle())
     graded = json.loads(view.locator('canvas').get_attribute('data-view'))
@@ -338,8 +359,13 @@ def test_lab_by_keyboard(lab, twenty):
     assert list(done.new.isna()) == [False, True, False, False]
     assert (done.new == done.old)[seen[:3]].to_list() == [True, False, True] and done.new[seen[3]] == 1 - done.old[seen[3]]
     assert done.finding[seen[3]] == asked
+    notebook = saved(lab)
+    assert 'widgets' not in notebook.metadata and 60_000 > len(json.dumps(notebook)) > 10_000
+    assert '<img' in notebook.cells[0].outputs[-1].data['text/html']
+    view.locator('canvas').click()
     os.kill(int((twenty/'pid').read_text()), signal.SIGKILL)
     lab.page.keyboard.press('a') # nobody takes it
+    lab.page.get_by_text('The kernel does not answer').wait_for(timeout=20_000)
     lab.page.get_by_role('button', name='Ok').first.click(timeout=30_000) # Lab reports that the kernel died
     assert list(answered(twenty).image) == seen[:4]
     lab.page.wait_for_function('() => !document.querySelector(".jp-Dialog")')

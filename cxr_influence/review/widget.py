@@ -192,15 +192,22 @@ class _Session:
         self.revealed, seconds = False, self.review.answers().groupby('image').seconds.first()
         self.mean = float(seconds.mean()) if len(seconds) else None
 
-    def state(self) -> dict: # the message
-        self.turn += 1
-        more = {'kind': 'state', 'turn': self.turn, 'total': len(self.items.queue.table),
-                'left': len(self.review.waiting), 'blinded': self.blinded,
-                'seconds': self.mean, 'next': self.following,
-                'revealed': self.revealed, 'error': self.error, 'note': self.note}
-        if self.image is None: return more | {'image': ''}
-        item = self.items[self.image]
-        return (_hide(item) if self.blinded and not self.revealed else item) | more
+# %% ../../nbs/7_review/02_widget.ipynb #81b324c3
+@patch
+def item(self:_Session) -> dict: # as from `_Items`; {}: all is answered
+    "Describe the image in sight, as far as it may be seen."
+    if self.image is None: return {}
+    item = self.items[self.image]
+    return _hide(item) if self.blinded and not self.revealed else item
+
+@patch
+def state(self:_Session) -> dict: # the message
+    "Describe the image in sight and how far the queue is."
+    self.turn += 1
+    return {'image': '', **self.item(), 'kind': 'state', 'turn': self.turn,
+            'total': len(self.items.queue.table), 'left': len(self.review.waiting),
+            'seconds': self.mean, 'next': self.following, 'blinded': self.blinded,
+            'revealed': self.revealed, 'error': self.error, 'note': self.note}
 
 # %% ../../nbs/7_review/02_widget.ipynb #0f2ba195
 @patch
@@ -240,7 +247,7 @@ def handle(self:_Session, message:dict) -> None:
 def pictures(self:_Session, opened:str|None=None): # yields messages, each with its bytes
     "Encode the pictures that the browser has not got yet. Raises `InputError`."
     shown = [name for name in [self.image, self.following] if name]
-    beside = [one['image'] for one in self.state()['related']] if self.image else []
+    beside = [one['image'] for one in self.item().get('related', [])]
     self.sent &= {(name, True) for name in shown} | {key for key in self.sent if not key[1]}
     wanted = [(opened, True)] if opened in beside else []
     wanted += [(shown[0], True)] if self.image else []
