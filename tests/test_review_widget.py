@@ -61,7 +61,7 @@ class Lab:
         self.log = open(folder/'lab.log', 'w')
         self.process = subprocess.Popen(
             [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={self.port}',
-             f'--IdentityProvider.token={self.token}', '--LabApp.news_url=', '--ServerApp.port_retries=0'],
+             f'--IdentityProvider.token={self.token}', '--LabApp.expose_app_in_browser=True', '--ServerApp.port_retries=0'],
             cwd=folder, env={**os.environ, **places}, stdout=self.log, stderr=self.log, start_new_session=True)
         from playwright.sync_api import TimeoutError as late
         self.late, self.page = late, browser.new_page(viewport={'width': 1280, 'height': 900})
@@ -83,8 +83,7 @@ class Lab:
     def idle(self): self.page.locator('.jp-Notebook-ExecutionIndicator[data-status=idle]').first.wait_for(state='attached', timeout=60_000)
 
     def theme(self, name):
-        raw = json.dumps({'raw': json.dumps({'theme': f'JupyterLab {name}'})}).encode()
-        self.request('/lab/api/settings/@jupyterlab/apputils-extension:themes', 'PUT', raw)
+        self.page.evaluate("name => jupyterapp.commands.execute('apputils:change-theme', {theme: name})", f'JupyterLab {name}')
 
     def run(self):
         cell, was = self.page.locator('.jp-CodeCell').first, self.page.locator('.jp-InputPrompt').first.inner_text()
@@ -316,7 +315,7 @@ def picture(lab, view):
     if not SHOTS: return
     for name in ['Dark', 'Light']:
         lab.theme(name)
-        lab.page.locator(f'body[data-jp-theme-light={str(name == "Light").lower()}]').wait_for(timeout=20_000)
+        lab.page.locator(f'body[data-jp-theme-light={str(name == "Light").lower()}]').wait_for(state='attached', timeout=20_000)
         shoot(lab.page, f'lab_{name.lower()}')
     image = Image.open(io.BytesIO(view.screenshot()))
     image.save(Path(SHOTS)/'review_widget.webp', quality=75)

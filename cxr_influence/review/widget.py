@@ -288,6 +288,7 @@ def _caption(item:dict, blinded:bool) -> str: # as from `_Items`
     label = {one['name']: one['label'] for one in item['findings']}[name]
     return f'{name}?' if blinded else f'{name}: labelled {_WORDS[label]}'
 
+# %% ../../nbs/7_review/02_widget.ipynb #84aa8de3
 def _gallery(
     items:_Items,
     blinded:bool=False,
