@@ -110,10 +110,16 @@ def lab(twenty, browser):
     try: yield started
     finally: started.close()
 
+SEEN = '''view => {
+    const canvas = view.querySelector('canvas'), { loaded, image } = view.dataset
+    if (!loaded || loaded !== image || !canvas.width) return false
+    const { data } = canvas.getContext('2d').getImageData(0, canvas.height >> 1, canvas.width, 1)
+    return data.some((value, i) => i % 4 < 3 && value > 40) }'''
+
 def loaded(view, timeout=20_000):
     "Wait for the radiograph; return its image's name."
     handle = view.element_handle()
-    handle.owner_frame().wait_for_function('view => view.dataset.loaded && view.dataset.loaded === view.dataset.image', arg=handle, timeout=timeout)
+    handle.owner_frame().wait_for_function(SEEN, arg=handle, timeout=timeout)
     return view.get_attribute('data-image')
 
 def press(view, *keys):
@@ -316,6 +322,9 @@ def picture(lab, view):
     for name in ['Dark', 'Light']:
         lab.theme(name)
         lab.page.locator(f'body[data-jp-theme-light={str(name == "Light").lower()}]').wait_for(state='attached', timeout=20_000)
+        lab.page.wait_for_function('() => !document.getElementById("jupyterlab-splash")')
+        time.sleep(1.5) # it fades
+        loaded(view)
         shoot(lab.page, f'lab_{name.lower()}')
     image = Image.open(io.BytesIO(view.screenshot()))
     image.save(Path(SHOTS)/'review_widget.webp', quality=75)
@@ -326,10 +335,11 @@ def saved(lab):
     before = path.stat().st_mtime_ns
     lab.page.get_by_role('menuitem', name='File').click()
     lab.page.get_by_text('Save Notebook', exact=True).click()
-    for _ in range(80):
-        if path.stat().st_mtime_ns != before: break
+    for _ in range(100): # Lab does not write it in one go
         time.sleep(.1)
-    return nbformat.read(path, 4)
+        with contextlib.suppress(ValueError):
+            if path.stat().st_mtime_ns != before: return nbformat.read(path, 4)
+    raise AssertionError('The notebook was not saved.')
 
 def answered(folder): return read_review(folder/'review.csv') if (folder/'review.csv').exists() else pd.DataFrame({'image': []})
 

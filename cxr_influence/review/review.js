@@ -42,6 +42,7 @@ class Viewer {
     this.reset()
     this.listen()
     new ResizeObserver(() => this.draw()).observe(this.canvas)
+    this.canvas.addEventListener('contextrestored', () => this.draw())
   }
 
   async load(blob, boxes, label) { // the boxes in shares of the image's sides
@@ -394,6 +395,7 @@ class Review {
   tick() {
     const { state } = this
     if (!state) return
+    this.viewer.draw() // a browser may have dropped what the canvas held
     const seconds = Math.floor(this.seconds()), mean = state.seconds
     const text = [`${state.total - state.left} of ${state.total} answered`,
       state.image && `this image ${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, '0')}`,
