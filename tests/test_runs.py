@@ -105,7 +105,8 @@ def begin(name, tmp_path, monkeypatch, **given):
     ('baseline', dict(epochs=0), 'epochs is 0: it must be above 0'), ('baseline', dict(recipe='large'), 'small, smooth, default'), ('baseline', dict(image_size=31), 'image_size is 31'),
     ('baseline', dict(epoch=3), "no parameter 'epoch'"), ('baseline', dict(loss='hinge'), 'focal'), ('influence', dict(batch_size=0), 'batch_size is 0'),
     ('label_errors', dict(share=1.5), 'share is 1.5'), ('label_errors', dict(finding='Cold'), 'Effusion'), ('label_errors', dict(kinds=['any']), 'one_finding'),
-    ('label_errors', dict(repaired_by='hope'), 'influence')])
+    ('label_errors', dict(repaired_by='hope'), 'influence'), ('relabelled', dict(score='hope'), 'influence'), ('relabelled', dict(error=1.5), 'error is 1.5'),
+    ('relabelled', dict(seeds=[0]), 'at least 2'), ('relabelled', dict(reviewed=0), 'reviewed is 0')])
 def test_what_can_be_refused_is_refused_before_the_work(name, given, words, tmp_path, monkeypatch):
     with refused(words): begin(name, tmp_path, monkeypatch, **given)
     assert not (tmp_path/'out/row.csv').exists() and (given.get('scores') or not (tmp_path/'out').exists())

@@ -135,7 +135,7 @@ def _draw_controls(
         free = free.drop(index=image)
     return pd.DataFrame({'finding': drawn}, dtype=object)
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00017
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00018
 def _flagged(
     doubted:pd.DataFrame, # as from `_most_doubted`
     n, # how many images, or their names in order
@@ -156,7 +156,7 @@ def _flagged(
                          'twice: give names from the index of the scores.')
     return doubted.loc[images], round(len(images) * controls / (1 - controls))
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00018
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00019
 def review_queue(
     scores, # image -> high is likely mislabeled; or a table with one column per finding
     data:Data,
@@ -174,17 +174,15 @@ def review_queue(
     rng = np.random.default_rng([seed, 20])
     control = _draw_controls(flagged, count, data, rng)
     table = pd.concat([flagged.assign(shown='flagged'), control.assign(shown='control')])
-    places = rng.permutation(len(table))[:len(control)] # of the controls
-    order = np.empty(len(table), int)
-    order[places] = np.arange(len(flagged), len(table))
-    order[np.setdiff1d(np.arange(len(table)), places)] = np.arange(len(flagged))
+    places = np.sort(rng.permutation(len(table))[:len(control)]) # of the controls
+    order = np.insert(np.arange(len(flagged)), places - np.arange(len(control)),
+                      np.arange(len(flagged), len(table)))
     table = table.iloc[order].rename_axis('image')
-    table['label'] = _labels_in(table, data)
-    table['patient'] = data.frame.patient[table.index]
+    table = table.assign(label=_labels_in(table, data), patient=data.frame.patient[table.index])
     columns = ['finding', 'label', 'score', 'shown', 'patient']
     return Queue(data, table[columns], probabilities)
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00023
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00024
 _COLUMNS = ['image', 'finding', 'old', 'new', 'reviewer', 'seconds', 'time', 'shown']
 _SHOWN = ['flagged', 'control', 'noticed']
 
@@ -201,7 +199,7 @@ def _read_text(path:Path) -> str:
     if '\0' in text: raise InputError(f'{path} is damaged: it contains bytes of 0.')
     return text
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00024
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00025
 def _parse_rows(path:Path) -> tuple: # header; row number -> texts
     "Read the cells of a CSV. Raises `InputError`."
     rows, cells = [], csv.reader(io.StringIO(_read_text(path), newline=''), strict=True)
@@ -224,7 +222,7 @@ def _parse_rows(path:Path) -> tuple: # header; row number -> texts
                              f'{len(header)} columns: the file is damaged.')
     return header, body
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00025
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00028
 def _refuse(
     bad:pd.Series, # bool, by row number
     path:Path,
@@ -247,7 +245,10 @@ def _read_numbers(
     _refuse(bad, path, lambda row: f'{texts.name} is {texts[row]!r}: write {wanted}')
     return values
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00026
+def _times(texts:pd.Series) -> pd.Series: # NaT where it is none
+    return pd.to_datetime(texts, format='ISO8601', utc=True, errors='coerce')
+
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00029
 def _check_once(
     answers:pd.DataFrame, # index `row`
     path,
@@ -260,7 +261,7 @@ def _check_once(
     _refuse(answers.duplicated(key), path, sentence)
     return answers
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00027
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00030
 def read_review(
     path:str|Path, # of a file of answers
 ) -> pd.DataFrame: # index `row`: as a spreadsheet counts; the columns above, and any others
@@ -283,17 +284,14 @@ def read_review(
                                                          f'write {" or ".join(_SHOWN)}')
     return _check_once(table, path)
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00028
-def _times(texts:pd.Series) -> pd.Series: # NaT where it is none
-    return pd.to_datetime(texts, format='ISO8601', utc=True, errors='coerce')
-
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00034
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00035
 def _labels_of(answers:pd.DataFrame, data:Data) -> tuple: # rows, columns, labels: (n,) each
     "Look up the labels that answers are about."
     rows = data.frame.index.get_indexer(answers.image)
     columns = pd.Index(data.findings).get_indexer(answers.finding)
     return rows, columns, data.frame[data.findings].to_numpy()[rows, columns]
 
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00036
 def _of_data(
     answers:pd.DataFrame, # as from `read_review`
     data:Data,
@@ -316,7 +314,7 @@ def _of_data(
             'data as it was when it was reviewed')
     return answers
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00037
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00039
 def _check_reviewer(name:str) -> str: # the login name for ''
     "Raise `InputError` for a name that a row cannot hold."
     if not name:
@@ -325,6 +323,7 @@ def _check_reviewer(name:str) -> str: # the login name for ''
     if isinstance(name, str) and name.strip() and name.isprintable(): return name.strip()
     raise InputError(f'reviewer is {name!r}: give a name, in one line.')
 
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00041
 class Review:
     "One reviewer's answers to a queue, each written at once. Raises `InputError`."
     def __init__(self,
@@ -348,7 +347,7 @@ class Review:
         self._done = {image for image, asked in self._asked.items()
                       if all((image, finding) in pairs for finding in asked)}
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00038
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00042
 @patch(as_prop=True)
 def waiting(self:Review) -> list: # names; skipped images last
     "Images that have no answer yet, in order."
@@ -364,14 +363,10 @@ def skip(self:Review,
     if image not in self.waiting: raise InputError(f'{image} does not wait for an answer.')
     self._skipped = [one for one in self._skipped if one != image] + [image]
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00040
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00045
 @patch
-def _new_rows(self:Review,
-    image:str,
-    new:dict, # finding -> 1, 0 or None: unsure
-    seconds:float,
-) -> pd.DataFrame: # as in the file
-    "Lay out an answer. Raises `InputError`."
+def _check_answer(self:Review, image:str, new:dict, seconds:float) -> None:
+    "Raise `InputError` unless this can be an answer."
     if image not in self._asked:
         raise InputError(f'{image} is not in this queue: answer an image of queue.table.')
     for finding, value in new.items():
@@ -380,6 +375,15 @@ def _new_rows(self:Review,
             raise InputError(f'{finding} of {image} is answered {value!r}: give 1, 0 or None.')
     if not 0 <= seconds < np.inf:
         raise InputError(f'seconds is {seconds}: give a number of 0 or more.')
+
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00046
+@patch
+def _new_rows(self:Review,
+    image:str,
+    new:dict, # finding -> 1, 0 or None: unsure
+    seconds:float,
+) -> pd.DataFrame: # as in the file
+    "Lay out an answer."
     asked = self._asked[image]
     old = self.queue.data.frame.loc[image, self.queue.data.findings].astype(float)
     findings = [*asked, *(finding for finding in new if finding not in asked)]
@@ -391,7 +395,7 @@ def _new_rows(self:Review,
         'time': datetime.now(timezone.utc).isoformat(timespec='milliseconds'),
         'shown': shown + ['noticed'] * (len(findings) - len(asked))})
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00042
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00049
 @patch
 def _write(self:Review, answers:pd.DataFrame) -> None: # the lock is held
     _remove_parts(self.path.parent, self.path.name) # of processes that were killed
@@ -406,6 +410,7 @@ def answer(self:Review,
     seconds:float=0., # spent on the image
 ) -> None:
     "Write an answer, in place of an earlier one. Raises `InputError`."
+    self._check_answer(image, new, seconds)
     rows = self._new_rows(image, new, seconds)
     with _locked(self.path):
         answers = self._read()
@@ -416,7 +421,7 @@ def answer(self:Review,
         self._write(pd.concat([others, rows]) if len(others) else rows)
     self._skipped = [one for one in self._skipped if one != image]
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00043
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00050
 @patch
 def undo(self:Review) -> str|None: # the image, which waits again; None: nothing is left
     "Remove this reviewer's last answer to an image of the queue. Raises `InputError`."
@@ -437,7 +442,7 @@ def answers(self:Review) -> pd.DataFrame: # as from `read_review`
     answers = self._read()
     return answers[answers.reviewer == self.reviewer]
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00048
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00055
 def simulate_review(
     queue:Queue,
     truth:pd.DataFrame, # (images, findings) right labels, NaN: unsure
@@ -459,7 +464,7 @@ def simulate_review(
         review.answer(image, new, spent[image])
     return review.answers()
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00051
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00058
 def review_error_rates(
     answers:pd.DataFrame, # as from `read_review`
 ) -> pd.DataFrame: # by reviewer and shown: `labels`, `unsure`, `changed`, `rate`, `low`, `high`
@@ -476,7 +481,7 @@ def review_error_rates(
     index = pd.MultiIndex.from_tuples(rows, names=['reviewer', 'shown']) if rows else None
     return pd.DataFrame(list(rows.values()), index, columns)
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00054
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00061
 def _kappa(one, other, weights=None) -> float: # NaN if both always give the same answer
     with warnings.catch_warnings(), np.errstate(invalid='ignore', divide='ignore'):
         warnings.simplefilter('ignore') # of that
@@ -487,7 +492,7 @@ def _by_reviewer(answers:pd.DataFrame) -> pd.DataFrame: # (labels, reviewers); N
     _check_once(answers.reset_index(drop=True), 'The answers')
     return answers.pivot(index=['image', 'finding'], columns='reviewer', values='new')
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00055
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00062
 def _pairs(asked:pd.DataFrame): # yields shown, a reviewer, another, (labels, 2) their answers
     "Go through the pairs of reviewers."
     for shown, part in asked.groupby('shown'):
@@ -495,7 +500,7 @@ def _pairs(asked:pd.DataFrame): # yields shown, a reviewer, another, (labels, 2)
         for one, other in combinations(wide, 2):
             yield shown, one, other, wide[[one, other]].dropna()
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00056
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00063
 def review_agreement(
     answers:pd.DataFrame, # as from `read_review`, of one or several files
     data:Data,
@@ -517,7 +522,7 @@ def review_agreement(
     index = pd.MultiIndex.from_tuples(rows, names=names) if rows else None
     return pd.DataFrame(list(rows.values()), index, columns)
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00061
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00068
 def review_differences(
     answers:pd.DataFrame, # as from `read_review`, of one or several files
     adjudicator:str='', # reviewer whose answers settle a difference
@@ -527,7 +532,7 @@ def review_differences(
     settled = answers[answers.reviewer == adjudicator].set_index(['image', 'finding']).index
     return wide[(wide.nunique(axis=1) > 1) & ~wide.index.isin(settled)]
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00064
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00071
 def _decide(
     answers:pd.DataFrame, # of one or several reviewers, none open
     adjudicator:str,
@@ -541,6 +546,7 @@ def _decide(
     return groups.agg(old=('old', 'first'), new=('new', 'first'),
                       by=('reviewer', lambda names: ' and '.join(names))).reset_index()
 
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00072
 def _chosen(
     answers:pd.DataFrame,
     reviewer:str|None,
@@ -561,13 +567,14 @@ def _chosen(
                          'review_differences) and name her as adjudicator, or name a reviewer.')
     return answers
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00066
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00075
 def _provenance(frame:pd.DataFrame, changed:pd.DataFrame) -> pd.Series: # texts, by image
     "Add to what is known of corrected labels."
-    old = changed.old.map('{:g}'.format).replace('nan', 'unknown')
-    words = changed.finding + ' ' + old + ' to ' + changed.new.map('{:g}'.format) \
-        + ' by ' + changed.by
-    now = words.astype(object).groupby(changed.image).agg('; '.join)
+    old = changed.old.map({0: '0', 1: '1'}).fillna('unknown')
+    given = zip(changed.finding, old, changed.new, changed.by)
+    words = [f'{finding} {one} to {new:g} by {by}' for finding, one, new, by in given]
+    words = pd.Series(words, changed.index, dtype=object)
+    now = words.groupby(changed.image).agg('; '.join)
     now = now.reindex(frame.index, fill_value='')
     before = frame.get('corrected', pd.Series('', frame.index)).fillna('')
     between = np.where((before != '') & (now != ''), '; ', '')
@@ -578,7 +585,7 @@ def _file_facts(path:Path, answers:pd.DataFrame) -> dict: # JSON
     return {'file': str(path), 'sha256': hashlib.sha256(path.read_bytes()).hexdigest(),
             'reviewers': sorted(answers.reviewer.unique()), 'answers': len(answers)}
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00067
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00076
 def apply_review(
     data:Data, # as it was reviewed
     path, # of a file of answers, or of several
@@ -601,7 +608,7 @@ def apply_review(
     frame.attrs['reviews'] = [*data.frame.attrs.get('reviews', []), *files]
     return data.with_frame(frame)
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00074
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00083
 def _gains(
     scores,
     data:Data,
@@ -620,7 +627,7 @@ def _gains(
     p = probabilities.loc[doubted.index].to_numpy(float)[np.arange(len(doubted)), columns]
     return above * entropy([p, 1 - p], base=2)
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00076
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00085
 def _best_at(
     patients:list, # arrays of gains, highest first
     n:int,
@@ -642,7 +649,7 @@ def _best_at(
         left -= counts[-1]
     return counts[::-1]
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00077
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00086
 def _best_ratio(
     patients:list, # arrays of gains, highest first
     n:int,
@@ -657,6 +664,7 @@ def _best_ratio(
         if gain / spent <= price + 1e-12: return counts
         price = gain / spent
 
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00089
 def batch_for_review(
     scores, # as for `review_queue`
     n:int, # images
@@ -678,7 +686,7 @@ def batch_for_review(
     def rate(part): return part.sum() / (minutes + further * (len(part) - 1))
     return pd.concat(sorted(chosen, key=rate, reverse=True)).index.rename('image')
 
-# %% ../../nbs/7_review/01_queue.ipynb #rvq00083
+# %% ../../nbs/7_review/01_queue.ipynb #rvq00094
 def correction_gains(
     logits:dict, # (name of the data, seed) -> held-out logits, as from `retrain`
     frame:pd.DataFrame, # with the held-out images' labels
