@@ -19,7 +19,7 @@ class Client(NotebookClient):
 files = [Path(a) for a in sys.argv[1:]] or [f for f in sorted(Path('nbs').rglob('*.ipynb')) if not any(p[0] in '._' for p in f.parts)]
 for file in files:
     start, nb = time.time(), nbformat.read(file, as_version=4)
-    try: Client(nb, timeout=3600, kernel_name='python3', resources={'metadata': {'path': str(file.parent)}}).execute()
+    try: Client(nb, timeout=3600, store_widget_state=False, kernel_name='python3', resources={'metadata': {'path': str(file.parent)}}).execute()
     except CellExecutionError as error: sys.exit(f'{file} stopped, and was left as it was:\n{error}')
     nbformat.write(nb, file)
     print(f'{time.time() - start:6.1f} s  {file}', flush=True)

@@ -25,7 +25,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'evidence.comparison': ['compare'],
     'evidence.figures': ['show_extremes'],
     'evidence.peers': ['peer_scores'],
-    'review.queue': ['review_queue', 'read_review', 'apply_review'],
+    'review.queue': ['review_queue', 'batch_for_review', 'read_review', 'apply_review', 'review_agreement',
+                     'review_differences'],
+    'review.widget': ['review_page'], # `review` is the wing's name: from cxr_influence.review.widget import review
     'runs.runs': ['run', 'repeat'],
     'runs.sweeps': ['sweep', 'collect', 'plan'],
     'runs.report': ['report'],
