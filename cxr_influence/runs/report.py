@@ -616,7 +616,8 @@ _SHOWN = 4 # runs of one experiment that are shown in full
 _TITLES = {'baseline': 'The classifier', 'influence': 'Influence', 'subsets': 'Subsets',
            'pool': 'Images that were not trained on',
            'label_errors': 'Label-error detection',
-           'faithfulness': 'Faithfulness and stability'}
+           'faithfulness': 'Faithfulness and stability',
+           'relabelled': 'What a review brings', 'board': 'Scores against retraining'}
 
 def _sweep_table(runs:list) -> list: # sections
     "Show the rows of several runs in one table: what differs, and what came of it."

@@ -9,8 +9,8 @@ from pathlib import Path
 NBS = Path(__file__).resolve().parents[1]
 FONT = 'font-family="system-ui,-apple-system,Segoe UI,Helvetica,Arial,sans-serif"'
 INK, SOFT, LINE, EDGE = '#16202b', '#435261', '#7b8c9d', '#9fb0c0'
-FILLS = ['#e3eefa', '#efe7fa', '#e2f3ee', '#fdf0d9', '#fbe4e1', '#e6edd9', '#dfe6ee']
-STROKES = ['#3d83cf', '#9a78d8', '#2a9d7c', '#c08a2e', '#d0695a', '#7b9a3f', '#708499']
+FILLS = ['#e3eefa', '#efe7fa', '#e2f3ee', '#fdf0d9', '#fbe4e1', '#e6edd9', '#dfe6ee', '#f6e4ef']
+STROKES = ['#3d83cf', '#9a78d8', '#2a9d7c', '#c08a2e', '#d0695a', '#7b9a3f', '#708499', '#b5588f']
 
 def modules(nbs:Path = NBS) -> dict: # (wing, page) -> the source that the notebook exports
     "Find the pages of every wing, in reading order."
