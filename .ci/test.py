@@ -73,7 +73,10 @@ def run_page(file, said):
         for stream, other in (0, nothing), (1, to), (2, to): os.dup2(other.fileno(), stream)
     os.chdir(ROOT)
     from nbdev.test import nbdev_test
-    nbdev_test(file, do_print=True, timing=True, n_workers=0)
+    try: nbdev_test(file, do_print=True, timing=True, n_workers=0)
+    finally: # joblib's workers stay for five minutes, and the end of this process would wait for them
+        from joblib.externals.loky import reusable_executor
+        if reusable_executor._executor: reusable_executor._executor.shutdown(kill_workers=True)
 
 def tests(files):
     "Some files of tests/, counted one by one."
