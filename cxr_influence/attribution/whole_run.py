@@ -313,22 +313,6 @@ def _kept_smoothness(run:str|Path, replay:_Replay) -> float|None:
     return kept['smoothness'] if same else None
 
 # %% ../../nbs/5_attribution/08_whole_run.ipynb #81a3df1e
-def smoothness(
-    run:str|Path, # folder of checkpoints
-    data:Data,
-    change:float=.1, # standard deviation of the change of the images' weights
-    seed:int=0, # of the change
-    device=None,
-) -> float: # -1 to 1; near 1 where influence can be predicted
-    "Measure the metasmoothness of a run by two more trainings. Raises `InputError`."
-    replay, usual = _Replay(run, data, device), (change, seed) == (.1, 0)
-    kept = _kept_smoothness(run, replay) if usual else None
-    if kept is not None: return kept
-    found = _measure_smoothness(run, replay, change, seed, device)
-    facts = {'smoothness': found, 'checkpoint': replay.checkpoints[-1]._files()}
-    if usual: _write_whole(_smoothness_path(run), json.dumps(facts))
-    return found
-
 def _measure_smoothness(run, replay:_Replay, change:float, seed:int, device) -> float:
     "Train twice with other weights of images, and compare where the parameters end."
     recipe, data, base = replay.checkpoints[-1].recipe(), replay.data, Path(f'{run}.smoothness')
@@ -344,6 +328,23 @@ def _measure_smoothness(run, replay:_Replay, change:float, seed:int, device) -> 
         ends.append(_flat([tensors[name] for name in replay.net.names], replay.start.p))
     shutil.rmtree(base)
     return _metasmoothness(replay._at(replay.epochs).p, *ends)
+
+# %% ../../nbs/5_attribution/08_whole_run.ipynb #smooth091
+def smoothness(
+    run:str|Path, # folder of checkpoints
+    data:Data,
+    change:float=.1, # standard deviation of the change of the images' weights
+    seed:int=0, # of the change
+    device=None,
+) -> float: # -1 to 1; near 1 where influence can be predicted
+    "Measure the metasmoothness of a run by two more trainings. Raises `InputError`."
+    replay, usual = _Replay(run, data, device), (change, seed) == (.1, 0)
+    kept = _kept_smoothness(run, replay) if usual else None
+    if kept is not None: return kept
+    found = _measure_smoothness(run, replay, change, seed, device)
+    facts = {'smoothness': found, 'checkpoint': replay.checkpoints[-1]._files()}
+    if usual: _write_whole(_smoothness_path(run), json.dumps(facts))
+    return found
 
 # %% ../../nbs/5_attribution/08_whole_run.ipynb #e98260d9
 _SMOOTH_ENOUGH = .8
