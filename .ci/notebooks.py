@@ -17,7 +17,8 @@ config.read(ROOT/'settings.ini')
 SKIP = re.compile(rf'^#\|\s*({"|".join(config["DEFAULT"]["tst_flags"].split())}|eval:\s*false)(\s+\d+\s*(min|h))?\s*$', re.M)
 PROGRESS = re.compile(r'.*\r|.*\d+%\||(Found|Trained) \S+$|\d+ retrainings of about ')
 TEMPORARY = rf'{re.escape(tempfile.gettempdir())}/tmp\w{{8}}' # as tempfile names folders
-HERE = re.compile(rf'{re.escape(str(ROOT))}/|{TEMPORARY}/(?=\w)|{TEMPORARY}')
+CELL = rf'{re.escape(tempfile.gettempdir())}/ipykernel_\d+/\d+\.py' # as warnings name cells
+HERE = re.compile(rf'{re.escape(str(ROOT))}/|{TEMPORARY}/(?=\w)|{TEMPORARY}|{CELL}')
 
 class Client(NotebookClient):
     async def async_execute_cell(self, cell, *args, **kwargs):
