@@ -106,7 +106,9 @@ def test_what_is_kept_of_an_output(notebooks):
     noise = stream('\rtraining:  40%|####      | 3/7\r\nFound _runs/trained/a-1\nTrained /tmp/x/b-2\n')
     folder = tempfile.mkdtemp()
     shown = {'output_type': 'execute_result', 'data': {'text/plain': f"PosixPath('{folder}/run')", 'image/png': '/tmp/'}}
+    widget = {'output_type': 'display_data', 'data': {notebooks.WIDGET: {}, 'text/html': '<p>12 images</p>'}}
     kept = notebooks.tidy([noise, stream(f'Trained /x/y\n{folder}/a is damaged: it is made again.\n'), shown,
-                           stream(f'{ROOT}/_data/b and {folder}\nFound it all\n', 'stdout')])
-    assert [output.get('text') for output in kept] == ['…/a is damaged: it is made again.\n', None, '_data/b and …\nFound it all\n']
+                           stream(f'{ROOT}/_data/b and {folder}\nFound it all\n', 'stdout'), widget])
+    assert [output.get('text') for output in kept] == ['…/a is damaged: it is made again.\n', None, '_data/b and …\nFound it all\n', None]
+    assert kept[-1]['data'] == {'text/html': '<p>12 images</p>'}
     assert kept[1]['data'] == {'text/plain': "PosixPath('…/run')", 'image/png': '/tmp/'}
