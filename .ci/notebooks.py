@@ -19,6 +19,7 @@ PROGRESS = re.compile(r'.*\r|.*\d+%\||(Found|Trained) \S+$|\d+ retrainings of ab
 TEMPORARY = rf'{re.escape(tempfile.gettempdir())}/tmp\w{{8}}' # as tempfile names folders
 CELL = rf'{re.escape(tempfile.gettempdir())}/ipykernel_\d+/\d+\.py' # as warnings name cells
 HERE = re.compile(rf'{re.escape(str(ROOT))}/|{TEMPORARY}/(?=\w)|{TEMPORARY}|{CELL}')
+WIDGET = 'application/vnd.jupyter.widget-view+json' # of no use without its kernel
 
 class Client(NotebookClient):
     async def async_execute_cell(self, cell, *args, **kwargs):
@@ -37,6 +38,7 @@ def tidy(outputs):
             output['text'] = ''.join(line for line in lines if not PROGRESS.match(line.rstrip('\n')))
             if not output['text'].strip(): continue
         if 'text' in output: output['text'] = anywhere(output['text'])
+        if 'text/html' in output.get('data', {}): output['data'].pop(WIDGET, None) # what stands in for it stays
         for kind, content in output.get('data', {}).items():
             if kind.startswith('text/') and isinstance(content, str): output['data'][kind] = anywhere(content)
         kept.append(output)

@@ -129,7 +129,7 @@ def _check_same_run(state:Checkpoint, out:Path, run:dict) -> None:
     if differ := ', '.join(name for name in wanted
                            if facts.get(name, _LATER.get(name)) != wanted[name]):
         raise InputError(f'{out} holds checkpoints of another run ({differ} differ): '
-                         'choose another folder or delete it.')
+                         'choose another folder, or use `trained`, which names one.')
 
 # %% ../../nbs/4_training/06_resume.ipynb #cksum002
 def _is_checkpoint(state:Checkpoint) -> bool: return 'sums' not in state.facts
