@@ -8,6 +8,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from made_on import note # what a page says of where its numbers come from
+
 config = ConfigParser(delimiters=['='])
 config.read('settings.ini')
 SKIP = re.compile(rf'^#\|\s*({"|".join(config["DEFAULT"]["tst_flags"].split())}|eval:\s*false)(\s+\d+\s*(min|h))?\s*$', re.M)
@@ -21,5 +23,6 @@ for file in files:
     start, nb = time.time(), nbformat.read(file, as_version=4)
     try: Client(nb, timeout=3600, store_widget_state=False, kernel_name='python3', resources={'metadata': {'path': str(file.parent)}}).execute()
     except CellExecutionError as error: sys.exit(f'{file} stopped, and was left as it was:\n{error}')
+    note(nb, file)
     nbformat.write(nb, file)
     print(f'{time.time() - start:6.1f} s  {file}', flush=True)
