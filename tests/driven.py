@@ -36,6 +36,12 @@ CELLS = '''() => jupyterapp.shell.currentWidget.content.widgets.map(({ model, pr
     source: model.sharedModel.getSource(), code: model.type === 'code', state: model.executionState, count: model.executionCount,
     outputs: model.type === 'code' ? model.outputs.toJSON() : [] }))'''
 
+READY = '''notebook => {
+    const { context, sessionContext } = window.jupyterapp?.shell.currentWidget ?? {}
+    return context?.path === notebook && context.isReady && sessionContext.isReady && sessionContext.session?.kernel?.status === 'idle'
+        && !document.getElementById('jupyterlab-splash') }'''
+TAKEN = "() => jupyterapp.shell.currentWidget.content.widgets.some(({ model }) => model.executionState === 'running')"
+
 class Lab:
     "JupyterLab on loopback, with a token, in a folder; one of its notebooks, open in a browser."
     def __init__(self, folder, browser, notebook='queue.ipynb', command=(sys.executable, '-m', 'jupyterlab', '--allow-root', '--ip=127.0.0.1'), own=None, **env):
@@ -62,8 +68,7 @@ class Lab:
             except OSError: time.sleep(.25)
             assert self.process.poll() is None, self.said()
         self.page.goto(f'http://127.0.0.1:{self.port}/lab/tree/{self.notebook}?token={self.token}')
-        self.page.locator('.jp-Notebook .cm-content, .jp-MarkdownOutput').first.wait_for(timeout=60_000)
-        self.idle()
+        self.page.wait_for_function(READY, arg=self.notebook, timeout=120_000)
 
     def idle(self): self.page.locator('.jp-Notebook-ExecutionIndicator[data-status=idle]').first.wait_for(state='attached', timeout=60_000)
 
@@ -71,15 +76,25 @@ class Lab:
         self.page.evaluate("name => jupyterapp.commands.execute('apputils:change-theme', {theme: name})", f'JupyterLab {name}')
 
     def menu(self, name, item):
-        self.page.get_by_role('menuitem', name=name, exact=True).first.click()
-        self.page.locator('.lm-Menu-itemLabel', has_text=item).first.click()
+        "Choose an item of a menu; Lab may still be filling it."
+        entry = self.page.locator('.lm-Menu-itemLabel', has_text=item).first
+        for _ in range(20):
+            self.page.get_by_role('menuitem', name=name, exact=True).first.click()
+            with contextlib.suppress(self.late): return entry.click(timeout=1000)
+            self.page.keyboard.press('Escape')
+        raise AssertionError(f'no {item} in the menu {name}')
 
     def cells(self): return self.page.evaluate(CELLS)
 
     def run_all(self, seconds, meanwhile=lambda: None):
         "Run > Run All Cells; the code cells once all have run or one has failed."
-        before = {cell['count'] for cell in self.cells()}
-        self.menu('Run', 'Run All Cells')
+        def counts(): return [cell['count'] for cell in self.cells()]
+        before = {*counts()}
+        for _ in range(10): # until the kernel takes it
+            self.menu('Run', 'Run All Cells')
+            with contextlib.suppress(self.late):
+                self.page.wait_for_function(TAKEN, timeout=6000)
+                break
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             code = [cell for cell in self.cells() if cell['code'] and cell['source'].strip()]
