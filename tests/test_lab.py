@@ -135,7 +135,7 @@ def checkout(tmp_path_factory):
 def lab(checkout, browser, tmp_path_factory):
     "As `make lab` starts it."
     started = Lab(checkout, browser, f'nbs/tutorials/{SHORT[0]}.ipynb', (sys.executable, '.ci/lab.py'), tmp_path_factory.mktemp('jupyter'),
-                  TQDM_DISABLE='', PYTHONPATH=str(checkout), NIH14='')
+                  TQDM_DISABLE='', PYTHONPATH=str(checkout), NIH14=str(checkout/'data/absent'))
     try: yield started
     finally: started.close()
 
