@@ -38,7 +38,7 @@ def environment(folder, install):
     return str(folder/'.venv/bin/python')
 
 def answer(lab):
-    "Ten answers by keyboard: one in four is "unsure"."
+    "Ten answers by keyboard: one in four is unsure."
     assert lab.page.evaluate(FIND), f'{PAGE} shows no review queue'
     view = lab.page.locator('.cxr-review').first
     first = loaded(view, 60_000)

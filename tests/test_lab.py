@@ -186,3 +186,74 @@ def test_a_tutorial_is_run_a_number_is_changed_and_it_is_run_again(lab, name):
     shoot(lab.page, f'{name}_2')
     assert results(again) != results(first)
     assert {'_data'} <= {one['name'] for one in json.loads(lab.request('/api/contents'))['content']}
+
+REVIEW = '''import numpy as np, pandas as pd
+from cxr_influence.data.batches import load_data
+from cxr_influence.phantom.dataset import make_phantom
+from cxr_influence.review.widget import review
+data = load_data(make_phantom('phantom', n=40, size=64), 64, stores='stores')
+review(pd.Series(np.random.default_rng(0).uniform(size=len(data.train)), data.train.index), data, 'review.csv', n=8)'''
+
+def test_a_converted_page_shows_the_queue_as_a_gallery(browser, tmp_path):
+    "nbconvert, as VS Code and the site, cannot run the widget: the images of the queue stand in, each with its description."
+    from nbconvert import HTMLExporter
+    one_cell(tmp_path/'page.ipynb', REVIEW)
+    nb = nbformat.read(tmp_path/'page.ipynb', 4)
+    NotebookClient(nb, kernel_name='python3', timeout=120, store_widget_state=False, resources={'metadata': {'path': str(tmp_path)}}).execute() # as JupyterLab saves it
+    (tmp_path/'page.html').write_text(HTMLExporter().from_notebook_node(nb)[0], encoding='utf-8')
+    page = browser.new_page(viewport={'width': 1000, 'height': 800})
+    page.goto((tmp_path/'page.html').as_uri(), wait_until='commit') # its scripts from elsewhere are not needed
+    pictures = page.locator('.jp-OutputArea-output img')
+    pictures.nth(7).wait_for(timeout=30_000)
+    assert pictures.count() == 8 and all(pictures.nth(i).get_attribute('alt').startswith('Radiograph') for i in range(8))
+    assert all(pictures.nth(i).evaluate('image => image.complete && image.naturalWidth > 20 && image.getBoundingClientRect().width > 20') for i in range(8))
+    shoot(page, 'nbconvert')
+
+# ---------------------------------------------------------------- where stored numbers come from, and pages run twice
+
+def page_of(*cells): return nbformat.v4.new_notebook(cells=[*cells])
+
+def shown(source): return nbformat.v4.new_code_cell(source, outputs=[nbformat.v4.new_output('stream', text='0.7')])
+
+def test_a_page_says_where_its_numbers_come_from(monkeypatch):
+    made_on = ci('made_on')
+    nb, plain = page_of(shown('#| data\nauroc')), page_of(shown('auroc'))
+    made_on.note(nb, Path('nbs/tutorials/x.ipynb'))
+    made_on.note(nb, Path('nbs/tutorials/x.ipynb')) # again: still one
+    made_on.note(plain, Path('nbs/4_training/x.ipynb'))
+    assert len(nb.cells) == 2 and nb.cells[1].id == made_on.NAME
+    nbformat.validate(nb)
+    import platform, torch
+    for part in [f'{torch.get_num_threads()} thread', f'PyTorch {torch.__version__.partition("+")[0]}', f'Python {platform.python_version()}', 'second digit', '`data`']:
+        assert part in nb.cells[1].source
+    assert '`data`' not in plain.cells[1].source
+    silent, experiment = page_of(nbformat.v4.new_code_cell('x = 1')), page_of(shown('x'))
+    made_on.note(silent, Path('nbs/howto/x.ipynb'))
+    made_on.note(experiment, Path('nbs/experiments/x.ipynb'))
+    assert len(silent.cells) == len(experiment.cells) == 1
+
+def test_a_page_run_twice_must_go_on_without_data_and_find_what_it_kept(tmp_path, monkeypatch):
+    "Pages with faults that the check is for, and one without."
+    twice, folder = ci('twice'), tmp_path/'nbs/tutorials'
+    folder.mkdir(parents=True)
+    monkeypatch.delenv('NIH14', raising=False)
+    monkeypatch.chdir(tmp_path)
+    guard = 'from cxr_influence.runs.cells import guard_cells\nguard_cells()'
+    pages = {'good': [guard, '#| data\n1/0', 'x = 1'], 'unguarded': ['#| data\nx = 1'], 'once': ["open('kept.txt', 'x').close()"], 'never': ['1/0']}
+    verdicts = {}
+    for name, cells in pages.items():
+        one_cell(folder/f'{name}.ipynb', '')
+        nb = nbformat.read(folder/f'{name}.ipynb', 4)
+        nb.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
+        nbformat.write(nb, folder/f'{name}.ipynb')
+        line, verdicts[name] = twice.check(tmp_path, Path(f'nbs/tutorials/{name}.ipynb'))
+        assert f'{name}.ipynb' in line
+    assert verdicts['good'] == [] and verdicts['unguarded'] == ['no cell says that it is skipped']
+    assert verdicts['once'][0].startswith('the second time: FileExistsError') and verdicts['never'] == ['ZeroDivisionError: division by zero']
+    monkeypatch.setattr(twice, 'execute', lambda file: (40., [], ''))
+    assert twice.check(tmp_path, Path('nbs/tutorials/good.ipynb'))[1][-1] == 'the second run did not find what the first had kept'
+
+def test_a_clone_has_what_git_has_and_nothing_else(tmp_path):
+    folder = ci('twice').clone(tmp_path/'clone')
+    assert (folder/'settings.ini').is_file() and not (folder/'_data').exists() and not (folder/'_runs').exists()
+    assert (folder/'nbs/index.ipynb').read_bytes() == (ROOT/'nbs/index.ipynb').read_bytes()

@@ -462,6 +462,7 @@ def _execute(
         print(f'--- {_now()} {path.stem} {json.dumps(parameters)}', file=log, flush=True)
         try: papermill.execute_notebook(
             *map(_literally, paths), {**parameters, 'out': str(folder)}, progress_bar=False,
+            store_widget_state=False, # with it, a page shows no picture in a widget's place
             kernel_name='python3', language='python', stdout_file=log,
             stderr_file=_Log(log, quiet),
             kernel_manager_class=_kernel_class(folder, environment, log, cwd),
