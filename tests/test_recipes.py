@@ -31,7 +31,7 @@ def test_recipes_have_the_numbers_they_had():
     had = {'small': (12, 16, 2e-3, .01, .05, 10.), 'default': (10, 32, 1e-4, .01, .05, 10.),
            'chexnet': (15, 16, 1e-3, 0., .05, 10.), 'zoogzog': (100, 16, 1e-4, 1e-5, .05, 10.),
            'dacnet': (25, 8, 5e-5, 1e-5, .05, 10.),
-           'medical_mae': (75, 1024, 1e-3, .05, 5 / 75, 10.), 'smooth': (12, 64, 2e-3, .01, .25, 10.)}
+           'medical_mae': (75, 1024, 1e-3, .05, 5 / 75, 10.), 'smooth': (48, 128, 1e-3, .01, .25, 10.)}
     assert {name: tuple(getattr(recipe(name), key) for key in settings) for name in RECIPES} == had
     focal = [name for name, named in RECIPES.items() if named.loss == 'focal']
     assert focal == ['small', 'smooth', 'default', 'dacnet']

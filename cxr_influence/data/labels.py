@@ -78,8 +78,8 @@ def _check_findings(
     for name in names:
         plain = isinstance(name, str) and name == name.strip()
         if not plain or not re.fullmatch(r'[^|\n]+', name):
-            raise InputError(f'{where}{name!r} cannot name a finding: give a text without | and '
-                             'without spaces around it.')
+            raise InputError(f'{where}{name!r} cannot name a finding: give a text without | '
+                             'and without spaces around it.')
         if name.lower() in _TAKEN:
             raise InputError(f'{where}{name!r} is a column of our tables: rename the finding.')
         if name.lower() in seen: raise InputError(f'{where}{name!r} is a finding twice.')

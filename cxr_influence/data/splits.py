@@ -15,7 +15,7 @@ from .labels import findings_of
 # %% ../../nbs/1_data/02_splits.ipynb #561700ff
 def _patient_totals(
     frame:pd.DataFrame, # with `patient` and the findings
-) -> tuple: # (patients, 1 + findings) counts, and (n,) which of their rows each image belongs to
+) -> tuple: # (patients, 1 + findings) counts, and (n,) the row of each image's patient
     "Count each patient's images and positives."
     patients, number = np.unique(frame.patient, return_inverse=True)
     counted = np.column_stack([np.ones(len(frame)), frame[findings_of(frame)].fillna(0)])

@@ -55,7 +55,8 @@ def group_removals(
     "Group training images by finding, and by patient. Raises `InputError`."
     train, findings = data.train, findings_of(data.frame)
     groups = {name: train.index[train[name] == 1] for name in findings}
-    groups |= {f'patient {one}': images for one, images in train.groupby('patient').groups.items()}
+    patients = train.groupby('patient').groups
+    groups |= {f'patient {one}': images for one, images in patients.items()}
     return {name: images for name, images in groups.items()
             if least <= len(images) <= len(train) - 2}
 
@@ -151,8 +152,8 @@ def _check_bank(run, data:Data, sets:dict, first_epoch:int) -> dict: # of the se
 def _kept_losses(run, data:Data, images:list, first_epoch:int, seeds:tuple, out:Path):
     "Read what a retraining left, or train again and keep it."
     checkpoints = _epochs_to_sum(run)
-    made_of = ['losses without', checkpoints[-1]._files(), data.fingerprint, images, first_epoch,
-               seeds]
+    made_of = ['losses without', checkpoints[-1]._files(), data.fingerprint, images,
+               first_epoch, seeds]
     path, key = out / f'{_digest(made_of)}.parquet', _digest(made_of)
     if (kept := _read_kept(path, key)) is not None: return kept
     with _hold(path, join_processes(best_device())):

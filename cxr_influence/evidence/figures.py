@@ -6,6 +6,8 @@
 __all__ = ['plot_history', 'live_history', 'plot_influence', 'show_extremes', 'plot_estimates']
 
 # %% ../../nbs/6_evidence/08_figures.ipynb #47c4ad90
+from textwrap import fill
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -44,6 +46,15 @@ def live_history(): # -> a function for `after_epoch` of `fit`
     handle = display(waiting, display_id=True)
     return lambda history: handle.update(plot_history(history))
 
+# %% ../../nbs/6_evidence/08_figures.ipynb #figwarn1
+def _warn(
+    figure:plt.Figure,
+    scores:pd.DataFrame, # with `attrs['warning']`, or without one
+) -> None:
+    "Write below a figure why its scores are not to be trusted, if they say so."
+    if warning := scores.attrs.get('warning'):
+        figure.supxlabel(fill(f'Beware: {warning}', 90), fontsize=8, color='tab:red')
+
 # %% ../../nbs/6_evidence/08_figures.ipynb #d64e9c84
 def plot_influence(
     scores:pd.DataFrame, # with `influence`
@@ -60,6 +71,7 @@ def plot_influence(
     ax.axvline(0, color='k', lw=.8)
     ax.set(xlabel='influence: fall of the mean validation loss', ylabel='images')
     figure.suptitle(title, fontsize=10)
+    _warn(figure, scores)
     plt.close(figure)
     return figure
 
@@ -80,7 +92,9 @@ def show_extremes(
         labels = decode_labels(data.frame.loc[name, data.findings], data.findings)
         titles.append(f'{value:+.3g}\n' + labels.replace('|', '\n').replace('_', ' '))
     pixels = data.store[data.frame.index.get_indexer(ends.index)]
-    return show_images(pixels, titles, n, side=1.4)
+    figure = show_images(pixels, titles, n, side=1.4)
+    _warn(figure, scores)
+    return figure
 
 # %% ../../nbs/6_evidence/08_figures.ipynb #fig00011
 def plot_estimates(

@@ -120,7 +120,7 @@ def retrain(
             table = _train_and_predict(data, recipe, seed, rows, folder, choose_best, device)
             table.attrs['key'] = key
             if processes.main:
-                _remove_parts(path.parent, path.name) # after all: another's file is not a leftover
+                _remove_parts(path.parent, path.name) # at last: others may be writing
                 _keep(table, path)
         if processes.main: shutil.rmtree(folder, ignore_errors=True)
     processes.wait()

@@ -8,6 +8,7 @@ __all__ = ['make_phantom', 'read_truth']
 # %% ../../nbs/2_phantom/02_dataset.ipynb #ds000004
 import json
 from dataclasses import replace
+from inspect import signature
 from numbers import Integral, Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -202,7 +203,7 @@ def _holds_phantom(root, parameters):
         raise InputError(f'{root} exists and is no phantom: name another folder.') from None
     if found == parameters: return True
     raise InputError(f'{root} holds another phantom, {found}: name another folder, '
-                     'or delete this one.')
+                     'or none: then its settings name it.')
 
 # %% ../../nbs/2_phantom/02_dataset.ipynb #2ee47a2f
 def _move_into_place(folder, root, parameters):
@@ -216,7 +217,7 @@ def _move_into_place(folder, root, parameters):
 
 # %% ../../nbs/2_phantom/02_dataset.ipynb #e0552db7
 def make_phantom(
-    root:str|Path='_data/phantom', # folder to create
+    root:str|Path|None=None, # folder to create; None: in `_data`, named after the settings
     n:int=1000, # images, at least 20
     size:int=128, # pixels a side
     seed:int=0, # another seed, other patients
@@ -228,13 +229,21 @@ def make_phantom(
     sampling = _check_phantom(seed=seed, label_errors=label_errors, duplicates=duplicates,
                               test_fraction=test_fraction, floor=_FLOOR)
     parameters = _check_phantom(n=n, size=size) | sampling | {'version': _VERSION}
-    root = project_path(root)
+    root = project_path(root or f'_data/{_phantom_name(parameters)}')
     if _holds_phantom(root, parameters): return root
     plan = _plan_phantom(n, **sampling)
     root.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=root.parent, prefix=f'.{root.name}-') as beside:
         _write_phantom(Path(beside)/'phantom', plan, parameters)
         return _move_into_place(Path(beside)/'phantom', root, parameters)
+
+# %% ../../nbs/2_phantom/02_dataset.ipynb #4ed3f66d
+def _phantom_name(parameters:dict) -> str: # of a folder
+    "Name a phantom after the settings that are not the usual ones."
+    usual = {name: one.default for name, one in signature(make_phantom).parameters.items()}
+    other = [f'{name}={value}' for name, value in parameters.items()
+             if value != usual.get(name, value)]
+    return '-'.join(filter(None, ['phantom', ','.join(other)]))
 
 # %% ../../nbs/2_phantom/02_dataset.ipynb #19271be7
 def read_truth(

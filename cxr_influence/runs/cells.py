@@ -34,7 +34,8 @@ def _why_not(kind:str, minutes:int) -> str|None:
         return (f'it takes about {_say(minutes)} on two cores. To run it, set LONG=1: '
                 "import os; os.environ['LONG'] = '1'")
 
-def _say(minutes:int) -> str: return f'{minutes / 60:g} h' if minutes >= 60 else f'{minutes} min'
+def _say(minutes:int) -> str:
+    return f'{minutes / 60:g} h' if minutes >= 60 else f'{minutes} min'
 
 # %% ../../nbs/8_runs/07_cells.ipynb #cells013
 def _names(cell:str, kind=ast.Store) -> set: # that it sets; `ast.Load`: that it reads
@@ -80,8 +81,8 @@ def _guard(lines:list) -> list: # of a cell
         why = f'it needs {package}: pip install {package}.'
     begin = f'from {__name__} import _skip as _skip_cell; '
     if why: return [f'{begin}_skip_cell({why!r}, {sorted(_names(cell))})\n']
-    first = f'print("This takes about {_say(needs[1])} on two cores.")\n' if needs[1] else lines[0]
-    return [first, *lines[1:]]
+    if not needs[1]: return lines
+    return [f'print("This takes about {_say(needs[1])} on two cores.")\n', *lines[1:]]
 
 # %% ../../nbs/8_runs/07_cells.ipynb #cells018
 def guard_cells() -> None:

@@ -228,10 +228,13 @@ def _extremes(values:pd.Series, what:str) -> str: # the ends of a series, in wor
                  for end in (0, -1))
     return f'{what} from {low} to {high}'
 
+def _without_averages(table:pd.DataFrame) -> pd.DataFrame:
+    return table.drop(index=['macro', 'micro', 'weighted'], errors='ignore')
+
 def _test_results(run:_Run) -> list: # sections
     "Show the test results by finding."
     table = _results(run)
-    macro, findings = table.loc['macro'], table.drop(index=['macro', 'micro', 'weighted'], errors='ignore')
+    macro, findings = table.loc['macro'], _without_averages(table)
     shown = show_results(table).rename(columns={'n': 'images', 'sens.': 'sensitivity'})
     shown.index = pd.Index(map(_plain, shown.index), name='finding')
     ends = _extremes(findings.auroc, 'AUROC')
@@ -339,8 +342,8 @@ def _suspects(scores:pd.DataFrame, n:int) -> pd.DataFrame: # index: image; highe
 
 def _label(data, name:str) -> str: # of an image, in words
     if data is None or name not in data.frame.index: return 'label not at hand'
-    return decode_labels(data.frame.loc[name, data.findings], data.findings).replace('|', ', ') \
-        .replace('_', ' ')
+    found = decode_labels(data.frame.loc[name, data.findings], data.findings)
+    return found.replace('|', ', ').replace('_', ' ')
 
 # %% ../../nbs/8_runs/04_report.ipynb #rp037
 _ENDS = {'loss': 'highest training loss (label and classifier disagree most)',
@@ -545,7 +548,7 @@ def _notebook_sections(run:_Run) -> list: # sections
 def _classifier_verdict(run:_Run) -> list: # sentences
     table = _results(run)
     macro = table.loc['macro']
-    findings = table.drop(index=['macro', 'micro', 'weighted'], errors='ignore').dropna(subset=['auroc_low'])
+    findings = _without_averages(table).dropna(subset=['auroc_low'])
     chance = (findings.auroc_low <= .5).sum()
     named = f' ({run.label})' if run.label else ''
     return [f'**Classifier{named}.** Macro AUROC '

@@ -249,7 +249,7 @@ def _command(
     "Write the command that trains this model again, with a place for the data's folder."
     if facts.get('imported'): return '# trained elsewhere: how is not stated'
     if not (named := _named_like(facts)):
-        return ('# cxr_baseline has no options for smooth, logit_scale, betas and root_epsilon: '
+        return ('# cxr_baseline has no options for smooth, logit_scale, betas, root_epsilon: '
                 'train with fit(...) and checkpoint.recipe()')
     values = {flag: facts[fact] for fact, flag in _FLAGS.items() if fact in facts}
     values['weights'] = Path(str(facts['weights']).replace('\\', '/')).name

@@ -419,5 +419,7 @@ def trained(
     folder = project_path(under) / f'{recipe.backbone}-{_digest(run)}'
     found = _is_complete(folder, run)
     fit(data, folder, recipe, seed, **settings)
-    if processes.main: print('Found' if found else 'Trained', folder)
+    if processes.main:
+        done = 'Found' if found else 'Trained'
+        print(done, Path(under) / folder.name, file=sys.stderr) # as progress
     return folder
