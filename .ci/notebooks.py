@@ -11,6 +11,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+sys.path.insert(0, str(Path(__file__).parent))
 from made_on import note # what a page says of where its numbers come from
 
 ROOT = Path(__file__).resolve().parents[1]
