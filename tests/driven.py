@@ -40,7 +40,8 @@ READY = '''notebook => {
     const { context, sessionContext } = window.jupyterapp?.shell.currentWidget ?? {}
     return context?.path === notebook && context.isReady && sessionContext.isReady && sessionContext.session?.kernel?.status === 'idle'
         && !document.getElementById('jupyterlab-splash') }'''
-TAKEN = "() => jupyterapp.shell.currentWidget.content.widgets.some(({ model }) => model.executionState === 'running')"
+TAKEN = '''before => jupyterapp.shell.currentWidget.content.widgets.some(({ model }) =>
+    model.executionState === 'running' || model.type === 'code' && !before.includes(model.executionCount))'''
 
 class Lab:
     "JupyterLab on loopback, with a token, in a folder; one of its notebooks, open in a browser."
@@ -93,7 +94,7 @@ class Lab:
         for _ in range(10): # until the kernel takes it
             self.menu('Run', 'Run All Cells')
             with contextlib.suppress(self.late):
-                self.page.wait_for_function(TAKEN, timeout=6000)
+                self.page.wait_for_function(TAKEN, arg=[*before], timeout=20_000)
                 break
         until = time.monotonic() + seconds
         while time.monotonic() < until:
