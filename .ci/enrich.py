@@ -171,7 +171,7 @@ def _entry(api, symbol, level, lesson, cfg, root, entries):
     file = Path(module.__file__).resolve().relative_to(root).as_posix()
     links = [f'[code]({cfg.git_url}/blob/{cfg.branch}/{file}#L{api.line_of(symbol)})']
     if level == 3: links.append(f'[lesson]({lesson}#{name.lower()})')
-    rest = [part if part.startswith('```') else cite(part, entries) for part in rest]
+    rest = [part if part.startswith('```') else cite(part.replace(' | None | `None` |', ' |  | `None` |'), entries) for part in rest]
     rest = [re.sub(r'(Raises? (?:`\w+`)[^.]*\.)', r'**\1**', part) if not part.startswith(('```', '|')) else part for part in rest]
     return '\n\n'.join([f'{head} {{#{name}}}', f'::: {{.links}}\n{" · ".join(links)}\n:::', *map(_signature, rest)])
 
@@ -209,7 +209,7 @@ def finish(site, address):
     "Pictures as files, loaded late; no font from elsewhere; canonical addresses; names for icons."
     for sheet in (site/'site_libs/themes').glob('*.css'):
         text = sheet.read_text(encoding='utf-8')
-        sheet.write_text(re.sub(r'@import\s+(?:url\()?["\']?https?:[^;]*;', '', text), encoding='utf-8')
+        sheet.write_text(re.sub(r'@import\s+url\(["\']?https?:[^)]*\);?', '', text), encoding='utf-8')
     pictures = site/'nbs/images/figures'
     for page in site.rglob('*.html'):
         text, here = page.read_text(encoding='utf-8'), page.parent
