@@ -46,6 +46,7 @@ def pages():
             if not cell.source.strip() and not cell.get('outputs'): continue
             if cell.cell_type == 'raw': cell.source = re.sub(r'^output-file:.*\n', '', cell.source, flags=re.M)
             if cell.cell_type == 'markdown':
+                cell.source = re.sub(r'\[\[(`[^`]+`)\]\([^)]*\)\](\([^)]*\))', r'[\1]\2', cell.source) # nbdev links a name inside a link
                 cell.source = enrich.cite(re.sub(rf'{base}([\w./-]+\.html)', here, cell.source), papers)
                 for target in re.findall(r'(?:\]\(|\b(?:src|href)=")([^)"\s#]+)', cell.source):
                     wanted = Path(os.path.normpath(file.parent/target))

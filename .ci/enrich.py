@@ -172,7 +172,7 @@ def _entry(api, symbol, level, lesson, cfg, root, entries):
     links = [f'[code]({cfg.git_url}/blob/{cfg.branch}/{file}#L{api.line_of(symbol)})']
     if level == 3: links.append(f'[lesson]({lesson}#{name.lower()})')
     rest = [part if part.startswith('```') else cite(part.replace(' | None | `None` |', ' |  | `None` |'), entries) for part in rest]
-    rest = [re.sub(r'(Raises? (?:`\w+`)[^.]*\.)', r'**\1**', part) if not part.startswith(('```', '|')) else part for part in rest]
+    rest = [re.sub(r'(Raises? `\w+`.*?\.)(?=\s|$)', r'**\1**', part) if not part.startswith(('```', '|')) else part for part in rest]
     return '\n\n'.join([f'{head} {{#{name}}}', f'::: {{.links}}\n{" · ".join(links)}\n:::', *map(_signature, rest)])
 
 def _signature(part):

@@ -25,9 +25,11 @@ class Schema:
         read = lambda name: yaml.safe_load((folder/name).read_text(encoding='utf-8'))
         self.named = {one['id']: one for one in read('definitions.yml')}
         self.project = {one['name']: one['schema'] for one in read('project.yml')}
-        self.document = {one['name']: one['schema'] for file in sorted(folder.glob('document-*.yml')) for one in read(file.name) or []}
+        self.document = {one['name']: one['schema'] for file in sorted([*folder.glob('document-*.yml'), *folder.glob('cell-*.yml')])
+                         for one in read(file.name) or [] if file.name.startswith('document') or 'contexts' in one or 'tags' in one}
 
     def faults(self, value, schema, where):
+        if schema is None: schema = 'null'
         if isinstance(schema, str):
             kinds = {'string': (str,), 'path': (str,), 'boolean': (bool,), 'number': (int, float), 'object': (dict,), 'null': (type(None),)}
             return [] if schema == 'any' or schema not in kinds or isinstance(value, kinds[schema]) else [f'{where}: {value!r} is no {schema}']
