@@ -34,12 +34,24 @@ def take(file):
     (PROC/file).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy2(file, PROC/file)
 
+GLOSSARY = Path('nbs/explanations/glossary.ipynb')
+
+def terms_and_uses():
+    "The glossary's terms, and for each the pages that use it most often: (title, address from the glossary)."
+    prose = {f: '\n'.join(c.source for c in read_nb(f).cells if c.cell_type == 'markdown') for f in notebooks}
+    terms = enrich.glossary(prose.pop(GLOSSARY))
+    def uses(term):
+        count = {f: len(re.findall(rf'(?<![\w-]){re.escape(term)}', text)) for f, text in prose.items() if f.stem != 'index'}
+        return [(prose[f].split('\n')[0][2:], os.path.relpath(f, GLOSSARY.parent)) for f in sorted(count, key=count.get, reverse=True)[:3] if count[f] > 1]
+    return terms, {term: uses(term) for term in terms}
+
 def pages():
     "Process every notebook into _proc."
+    terms, uses = terms_and_uses()
     cfg, published = get_config(), {_nbpath2html(f).as_posix(): f for f in notebooks}
     base = re.escape(f'{cfg.doc_host}{cfg.doc_baseurl}/')
     for file in notebooks:
-        nb, cells = read_nb(file), []
+        nb, cells, left = read_nb(file), [], terms.keys() - enrich.COMMON
         FilterDefaults()(nb)
         here = lambda m: os.path.relpath(published[m[1]], file.parent) if m[1] in published else m[0]
         for cell in nb.cells:
@@ -48,6 +60,8 @@ def pages():
             if cell.cell_type == 'markdown':
                 cell.source = re.sub(r'\[\[(`[^`]+`)\]\([^)]*\)\](\([^)]*\))', r'[\1]\2', cell.source) # nbdev links a name inside a link
                 cell.source = enrich.cite(re.sub(rf'{base}([\w./-]+\.html)', here, cell.source), papers)
+                cell.source = enrich.link_back(cell.source, uses) if file == GLOSSARY else \
+                    enrich.link_terms(cell.source, terms, left, os.path.relpath(GLOSSARY, file.parent))
                 for target in re.findall(r'(?:\]\(|\b(?:src|href)=")([^)"\s#]+)', cell.source):
                     wanted = Path(os.path.normpath(file.parent/target))
                     if wanted.suffix != '.ipynb' and wanted.is_file() and '..' not in wanted.parts: take(wanted)
@@ -70,8 +84,9 @@ def config(quarto):
     for section in bar['contents']:
         if isinstance(section['contents'], str):
             written = [*notebooks, *sorted(f.relative_to(PROC) for f in PROC.glob('nbs/*/*.qmd'))]
-            section['contents'] = [f.as_posix() for f in written if f.match(section['contents']) and f.stem != 'index'
-                                   and len(f.parts) == section['contents'].count('/') + 1]
+            pattern = re.sub(r'\.\w+$', '.*', section['contents']) # pages of both kinds
+            section['contents'] = [f.as_posix() for f in written if f.match(pattern) and f.stem != 'index'
+                                   and len(f.parts) == pattern.count('/') + 1]
         listed |= set(section['contents'])
     bar['contents'] = [section for section in bar['contents'] if section['contents']]
     if lost := {f.as_posix() for f in notebooks} - listed: sys.exit(f'Not in the sidebar of _quarto.yml: {", ".join(sorted(lost))}')

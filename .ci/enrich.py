@@ -44,6 +44,41 @@ def bibliography(entries):
         return f'* []{{#{entry["key"]}}}{who} ({entry["year"]}). [{entry["title"]}]({entry["url"]}).'
     return '\n'.join(map(line, rows))
 
+# --- glossary -----------------------------------------------------------------------------------------------------------
+
+COMMON = {'finding', 'split', 'run', 'margin', 'recipe', 'influence', 'checkpoint', 'budget', 'top', 'bottom', 'stratified', 'redundancy'}
+ROW = re.compile(r'^\| ([^|$]+?) \|([^|]*)\|(.*)\|$', re.M)
+
+def glossary(markdown):
+    "The terms of the glossary's tables: term -> anchor. What is common in every sentence is not linked from the pages."
+    cells = [match[1] for match in ROW.finditer(markdown) if match[1] != 'term']
+    return {term.strip(): re.sub(r'\W+', '-', cell.lower()).strip('-') for cell in cells for term in cell.split(',')}
+
+def link_terms(markdown, terms, left, page):
+    "Link the first use of each glossary term on a page; `left` are those not linked yet, and shrinks."
+    def in_text(part):
+        for term in sorted(left, key=len, reverse=True):
+            found = re.search(rf'(?<![\w-])({re.escape(term)}s?)(?![\w-])', part)
+            if found and '](' not in part[max(0, found.start() - 1):found.end() + 2]:
+                left.discard(term)
+                return in_text(part[:found.start()]) + f'[{found[1]}]({page}#{terms[term]}){{.term}}' + in_text(part[found.end():])
+        return part
+    def in_line(line):
+        if re.match(r'\s*(#|\||>|:::|---)', line): return line
+        return ''.join(part if n % 2 else in_text(part) for n, part in enumerate(UNTOUCHED.split(line)))
+    blocks = re.split(r'(```.*?```|\$\$.*?\$\$)', markdown, flags=re.S)
+    return ''.join(block if n % 2 else '\n'.join(map(in_line, block.split('\n'))) for n, block in enumerate(blocks))
+
+def link_back(markdown, uses):
+    "Give each row of the glossary an anchor, and the pages that use its term most: `uses` is term -> [(title, address)]."
+    def row(match):
+        if match[1] == 'term': return match[0]
+        anchor = re.sub(r'\W+', '-', match[1].lower()).strip('-')
+        pages = [place for term in match[1].split(',') for place in uses.get(term.strip(), []) if place[1] not in match[3]][:2]
+        more = ' See ' + ', '.join(f'[{title}]({address})' for title, address in pages) + '.' if pages else ''
+        return f'| []{{#{anchor}}}{match[1]} |{match[2]}|{match[3].rstrip()}{more} |'
+    return ROW.sub(row, markdown)
+
 # --- alternative texts --------------------------------------------------------------------------------------------------
 
 LABELS = {'set_title', 'suptitle', 'title', 'set_xlabel', 'set_ylabel', 'xlabel', 'ylabel', 'supxlabel', 'supylabel', 'fig_title'}
@@ -72,7 +107,7 @@ def _sentence(markdown, last=False):
     "The first, or the last, sentence of a text, without its markup."
     text = re.sub(r'(^#.*$|^>.*$|^:::.*$|^\|.*$|```.*?```)', '', markdown, flags=re.M | re.S)
     text = re.sub(r'!?\[([^\]]*)\]\([^)]*\)', r'\1', text)
-    text = re.sub(r'[*`$\\]|\[\]\{[^}]*\}|^\s*[-*] ', '', text, flags=re.M)
+    text = re.sub(r'\[\]\{[^}]*\}|\{\.\w+\}|[*`$\\]|^\s*[-*] ', '', text, flags=re.M)
     sentences = [s for s in re.split(r'(?<=[.:?!])\s+(?=[A-Z])', re.sub(r'\s+', ' ', text).strip()) if s]
     return (sentences[-1 if last else 0] if sentences else '').rstrip(':')
 
@@ -194,7 +229,7 @@ def _signature(part):
 
 def other_pages(proc, entries):
     "The page of the literature, and the one for an address that leads nowhere."
-    (proc/'nbs/explanations/references.qmd').write_text('\n'.join([
+    (proc/'nbs/project/references.qmd').write_text('\n'.join([
         '---', 'title: References', 'description: "The publications whose methods and data this project uses, as BibTeX too."', '---', '',
         'Citations on every page lead to the publication itself. The list as a file: [references.bib](../references.bib).', '',
         bibliography(entries), '']), encoding='utf-8')
