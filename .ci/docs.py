@@ -81,6 +81,7 @@ def config(quarto):
     "_quarto.yml for _proc: the sidebar's patterns filled in, and for smalldocs without the keys that it has no use for."
     cfg = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))
     bar, listed = cfg['website']['sidebar'], set()
+    cfg['project']['render'].append('404.qmd')
     for section in bar['contents']:
         if isinstance(section['contents'], str):
             written = [*notebooks, *sorted(f.relative_to(PROC) for f in PROC.glob('nbs/*/*.qmd'))]

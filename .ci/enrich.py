@@ -17,7 +17,7 @@ def literature(file):
         entries[re.sub(r'\W', '', names[0]).lower(), given['year']] = dict(given, key=key, names=names)
     return entries
 
-CITED = re.compile(r'\b([A-Z][\w\-]+)( et al\.| and [A-Z][\w\-]+)?,? (\((?:19|20)\d\d\)|(?:19|20)\d\d\b)')
+CITED = re.compile(r"\b([A-Z][\w\-]+)( et al\.| and [A-Z][\w'\-]+)?,? (\((?:19|20)\d\d\)|(?:19|20)\d\d\b)")
 UNTOUCHED = re.compile(r'(```.*?```|`[^`\n]*`|!?\[[^\]]*\]\([^)]*\)|<[^>\n]+>|\$\$.*?\$\$|\$[^$\n]+\$)', re.S)
 
 def _key(name, year): return re.sub(r'\W', '', name).lower(), year.strip('()')
@@ -51,7 +51,7 @@ ROW = re.compile(r'^\| ([^|$]+?) \|([^|]*)\|(.*)\|$', re.M)
 
 def glossary(markdown):
     "The terms of the glossary's tables: term -> anchor. What is common in every sentence is not linked from the pages."
-    cells = [match[1] for match in ROW.finditer(markdown) if match[1] != 'term']
+    cells = [match[1] for match in ROW.finditer(markdown) if match[1] not in ('term', 'symbol', '---')]
     return {term.strip(): re.sub(r'\W+', '-', cell.lower()).strip('-') for cell in cells for term in cell.split(',')}
 
 def link_terms(markdown, terms, left, page):
@@ -72,10 +72,11 @@ def link_terms(markdown, terms, left, page):
 def link_back(markdown, uses):
     "Give each row of the glossary an anchor, and the pages that use its term most: `uses` is term -> [(title, address)]."
     def row(match):
-        if match[1] == 'term': return match[0]
+        if match[1] in ('term', 'symbol', '---'): return match[0]
         anchor = re.sub(r'\W+', '-', match[1].lower()).strip('-')
-        pages = [place for term in match[1].split(',') for place in uses.get(term.strip(), []) if place[1] not in match[3]][:2]
-        more = ' See ' + ', '.join(f'[{title}]({address})' for title, address in pages) + '.' if pages else ''
+        pages = dict.fromkeys(place for term in match[1].split(',') for place in uses.get(term.strip(), []) if place[1] not in match[3])
+        pages = list(pages)[:2]
+        more = '. See ' + ', '.join(f'[{title}]({address})' for title, address in pages) + '.' if pages else ''
         return f'| []{{#{anchor}}}{match[1]} |{match[2]}|{match[3].rstrip()}{more} |'
     return ROW.sub(row, markdown)
 
