@@ -69,6 +69,7 @@ def pages():
             cells += [*around[:1], cell, *around[1:]]
         nb.cells = cells
         enrich.describe_figures(cells)
+        enrich.fold_imports(cells)
         front = yaml.safe_load(cells[0].source.strip().strip('-'))
         picture = Path('nbs/images/cards')/f'{"-".join(file.with_suffix("").parts[1:])}.png'
         enrich.card(front['title'], front['description'], enrich.first_picture(cells), PROC/picture)

@@ -131,6 +131,16 @@ def describe_figures(cells):
         text = describe(cell.source, near(range(number - 1, max(-1, number - 4), -1)), near(range(number + 1, min(len(cells), number + 3))))
         cell.source = f'#| fig-alt: {json.dumps(text, ensure_ascii=False)}\n{cell.source}'
 
+def fold_imports(cells):
+    "Fold the cells of many lines that only import: a page begins with what it is about. Printed pages show them."
+    for cell in cells:
+        if cell.cell_type != 'code' or cell.get('outputs') or len(cell.source.splitlines()) < 6: continue
+        try: lines = ast.parse(cell.source).body
+        except SyntaxError: continue
+        if lines and all(isinstance(line, (ast.Import, ast.ImportFrom)) for line in lines[:-1]) and isinstance(lines[0], (ast.Import, ast.ImportFrom)) \
+           and (isinstance(lines[-1], (ast.Import, ast.ImportFrom)) or cell.source.rstrip().splitlines()[-1].startswith('guard_cells')):
+            cell.source = f'#| code-fold: true\n#| code-summary: "Imports"\n{cell.source}'
+
 # --- cards --------------------------------------------------------------------------------------------------------------
 
 def card(title, line, picture, file):

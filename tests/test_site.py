@@ -114,6 +114,19 @@ def test_an_alternative_text_says_what_the_figure_says():
     text = enrich.describe("fig, ax = plt.subplots()\nax.set_title(f'{n} errors found')\nax.set(xlabel='inspected', ylabel='found')", 'First. *What is found*:', '')
     assert text == 'Figure: … errors found. Axes: inspected, found. What is found.'.replace('… ', '')
 
+def test_cells_that_only_import_are_folded():
+    nbio = pytest.importorskip('execnb.nbio', reason='no execnb: pip install nbdev')
+    cells = [nbio.mk_cell('import os\n'*6), nbio.mk_cell('import os\n'*6 + 'x = 1'), nbio.mk_cell('import os')]
+    enrich.fold_imports(cells)
+    assert [cell.source.startswith('#| code-fold: true') for cell in cells] == [True, False, False]
+
+def test_a_term_is_linked_once_and_never_inside_code_or_a_link():
+    terms = enrich.glossary('| term | also called | meaning |\n| --- | --- | --- |\n| label noise | noisy labels | x |')
+    left = set(terms)
+    text = '# label noise\n`label noise` [label noise](x.ipynb), label noise and label noise'
+    assert enrich.link_terms(text, terms, left, 'g.ipynb') == text.replace(', label noise and', ', [label noise](g.ipynb#label-noise){.term} and')
+    assert left == set()
+
 def test_the_owner_is_the_same_everywhere():
     settings = dict(re.findall(r'^(\w+) = (.*)$', (ROOT/'settings.ini').read_text(encoding='utf-8'), re.M))
     owner, name = settings['user'], settings['repo']
