@@ -10,7 +10,7 @@ WORKERS = max(2, min(4, CORES))
 THREADS = str(max(1, CORES//WORKERS))
 ENV = {**os.environ, 'PATH': f'{BIN}{os.pathsep}{os.environ["PATH"]}', 'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT/".ci/without"}', 'MPLBACKEND': 'agg',
        'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': THREADS, 'MKL_NUM_THREADS': THREADS, 'PYTHONUNBUFFERED': '1'}
-PARTS = 3 # of the tests, side by side with each other and with the notebooks
+PARTS = 6 # of the tests, side by side with each other and with the notebooks
 LIMIT = 2400 # seconds for a check
 SKIPPED = 77 # a check's exit code when it cannot be done here
 
