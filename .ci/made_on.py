@@ -24,7 +24,8 @@ def sentences(nb, where):
     marked = f' Cells marked {", ".join(f"`{mark}`" for mark in marks)} keep the outputs of the computer they were last run on.' if marks else ''
     return (f'*The stored numbers of this page:* {where}.{marked} Labels, splits and counts are the same on every computer. What a trained network '
             'yields (losses, AUROC, scores) depends on the device, the number of threads and the versions: sums are rounded in another order, and '
-            'training multiplies the difference until the second digit can change. Times differ most.')
+            'training multiplies the difference until losses and AUROC differ in the second digit, and the scores of single images as much '
+            'as between two seeds. Times differ most.')
 
 def note(nb, file):
     "End a page that shows outputs with where they come from."
