@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN = "$(VENV)/bin"
 export PYTHON
 .DEFAULT_GOAL := help
-.PHONY: help env demo test faults lab docs report notebooks prepare clean
+.PHONY: help env demo test faults lab twice newcomer docs report notebooks prepare clean
 
 help:       ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -16,8 +16,12 @@ test: env   ## everything that is checked, with a count at the end
 	@$(BIN)/python .ci/test.py
 faults: env ## hurt real runs in every way we know (kill, full disk, flipped bits ...): about five minutes
 	@$(BIN)/python tests/faults.py $(ARGS)
-lab: env    ## JupyterLab on the notebooks, for this machine only, with a token; ARGS=... goes to it
-	@$(BIN)/jupyter lab nbs --ServerApp.ip=127.0.0.1 $(ARGS)
+lab: env    ## JupyterLab, for this machine only, with a token; ARGS='--port=9000 ...' goes to it
+	@$(BIN)/python .ci/lab.py $(ARGS)
+twice: env  ## every notebook twice, in a fresh clone without NIH's data: about three hours; or NB='nbs/index.ipynb ...'
+	@$(BIN)/python .ci/twice.py $(NB)
+newcomer: env ## from git clone to ten reviewed images, timed, in Chromium; ARGS=--install times the environment too
+	@$(BIN)/python tests/newcomer.py $(ARGS)
 docs: env   ## the site, in _docs
 	@$(BIN)/python .ci/docs.py
 report: env ## the manuscript of report/, filled from the runs in RUNS (_runs)

@@ -11,6 +11,9 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+sys.path.insert(0, str(Path(__file__).parent))
+from made_on import note # what a page says of where its numbers come from
+
 ROOT = Path(__file__).resolve().parents[1]
 config = ConfigParser(delimiters=['='])
 config.read(ROOT/'settings.ini')
@@ -51,6 +54,7 @@ def renew(file):
     except CellExecutionError as error: sys.exit(f'{file} stopped, and was left as it was:\n{error}')
     for cell in nb.cells:
         if cell.cell_type == 'code': cell.outputs = tidy(cell.outputs)
+    note(nb, file)
     nbformat.write(nb, file)
 
 def main():

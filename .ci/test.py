@@ -10,7 +10,7 @@ WORKERS = max(2, min(4, CORES))
 THREADS = str(max(1, CORES//WORKERS))
 ENV = {**os.environ, 'PATH': f'{BIN}{os.pathsep}{os.environ["PATH"]}', 'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT/".ci/without"}', 'MPLBACKEND': 'agg',
        'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': THREADS, 'MKL_NUM_THREADS': THREADS, 'PYTHONUNBUFFERED': '1'}
-PARTS = 3 # of the tests, side by side with each other and with the notebooks
+PARTS = 6 # of the tests, side by side with each other and with the notebooks
 LIMIT = 2400 # seconds for a check
 SKIPPED = 77 # a check's exit code when it cannot be done here
 
@@ -91,16 +91,23 @@ def tests(files):
     return max(0, count['tests'] - bad - count['skipped']), bad or int(code != 0), count['skipped'], text
 
 # Those that take longest begin first: at the end only short ones are left, and no core waits for another.
-LONG = ['02_valuations', 'what_tracin_measures', '09_bank', '08_whole_run', '05_pairwise', 'how_small', '06_pools', '05_label_errors',
-        '02_runs', 'why_it_is_fast', 'find_mislabeled_images', '05_cli', 'index', 'sweep_on_a_cluster', '03_sweeps']
+LONG = ['02_valuations', 'what_tracin_measures', '09_bank', '08_whole_run', '05_pairwise', '06_pools', '05_label_errors',
+        '02_runs', 'why_it_is_fast', '05_cli', 'index', 'sweep_on_a_cluster', '03_sweeps']
+
+# Cheap pages with cells that need NIH's data: they must say so, and go on.
+WITHOUT_DATA = ['nbs/1_data/03_nih.ipynb', 'nbs/1_data/10_composition.ipynb']
 
 def main():
     lessons = [f for f in tracked() if f.suffix == '.ipynb' and not (f.parent/'.notest').exists()
                and not any(p[0] in '._' for p in f.relative_to(ROOT).parts)]
+    tutorials = [f for f in lessons if f.parent.name == 'tutorials'] # run twice instead, in a clone
+    lessons = [f for f in lessons if f not in tutorials]
     lessons.sort(key=lambda file: LONG.index(file.stem) if file.stem in LONG else len(LONG))
     files = sorted((ROOT/'tests').glob('test_*.py'), key=lambda file: -file.stat().st_size) # dealt out, so that each part takes about as long
     parts = {f'tests, part {part + 1} of {PARTS}': lambda part=part: tests(files[part::PARTS]) for part in range(PARTS)}
-    checks = {**parts, 'the site and its links': lambda: one(*call(sys.executable, '.ci/docs.py')),
+    twice = {f'{f.relative_to(ROOT)}, twice': lambda f=f: one(*call(sys.executable, '.ci/twice.py', f)) for f in tutorials}
+    twice['pages without data, twice'] = lambda: one(*call(sys.executable, '.ci/twice.py', *WITHOUT_DATA))
+    checks = {**twice, **parts, 'the site and its links': lambda: one(*call(sys.executable, '.ci/docs.py')),
               **{str(f.relative_to(ROOT)): lambda f=f: notebook(f) for f in lessons},
               'modules and notebooks in step': in_step,
               'README.md in step': lambda: one(*call(sys.executable, '.ci/readme.py', '--check')),
@@ -113,7 +120,7 @@ def main():
     os.environ.update(ENV) # of the process that pages are forks of
     if FORKS: FORKS.set_forkserver_preload(IMPORTS)
     total, start = [0, 0, 0], time.time()
-    print(f'{len(lessons)} notebooks, the tests, the site and what is generated, {WORKERS} at a time', flush=True)
+    print(f'{len(lessons) + len(tutorials)} notebooks, the tests, the site and what is generated, {WORKERS} at a time', flush=True)
     with ThreadPoolExecutor(WORKERS) as pool:
         waiting = {pool.submit(timed, check): name for name, check in checks.items()}
         for done in as_completed(waiting):

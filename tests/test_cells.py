@@ -27,7 +27,9 @@ def run(monkeypatch, tmp_path, capsys):
     call.names = shell.user_ns
     return call
 
-def test_a_page_without_data_runs_to_its_end(run):
+@pytest.mark.parametrize('given', ['nowhere/at/all', ''])
+def test_a_page_without_data_runs_to_its_end(run, monkeypatch, given):
+    monkeypatch.setenv('NIH14', given)
     said = run('n = 2', '#| data\nframe = read(n)\ntable = frame.sum()', '#| data\nprint(table)', 'm = n + 1', '#| slow\nk = m')
     assert said == ['Skipped: set NIH14 to a folder of NIH ChestX-ray14.']*2
     assert not any(run.failed) and 'frame' not in run.names and run.names['m'] == run.names['k'] == 3

@@ -44,7 +44,7 @@ def title(name): return next(source(c) for c in NOTEBOOKS[name]['cells'] if c['c
 
 def test_the_top_level_is_short():
     assert {name.split('/')[0] for name in LISTED if name and (ROOT/name).exists()} == {
-        '.ci', '.gitignore', 'CITATION.cff', 'LICENSE', 'MANIFEST.in', 'Makefile', 'README.md', '_quarto.yml',
+        '.ci', '.github', '.gitignore', 'CITATION.cff', 'LICENSE', 'MANIFEST.in', 'Makefile', 'README.md', '_quarto.yml',
         'cxr_influence', 'environment.yml', 'nbs', 'report', 'settings.ini', 'setup.py', 'tests'}
 
 def test_licence_citation_and_environment_agree_with_the_settings():

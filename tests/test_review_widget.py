@@ -1,8 +1,8 @@
 "The review widget: its messages without a browser; and in Chromium JupyterLab's queue and the page, worked by keyboard."
-import base64, contextlib, io, json, os, re, secrets, shutil, signal, socket, subprocess, sys, time, urllib.request
+import base64, io, json, os, re, secrets, shutil, signal, time
 from pathlib import Path
 
-import nbformat, numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pytest
 from PIL import Image
 
 from cxr_influence.data.batches import load_data
@@ -11,18 +11,7 @@ from cxr_influence.phantom.dataset import make_phantom
 from cxr_influence.review import queue as queue_module, widget as module
 from cxr_influence.review.queue import Review, read_review, review_queue
 from cxr_influence.review.widget import review, review_page
-
-CHROMIUM = os.environ.get('CHROMIUM') or shutil.which('chromium') or shutil.which('google-chrome')
-SHOTS = os.environ.get('SCREENSHOTS') # a folder that keeps the pictures
-
-@pytest.fixture(scope='module')
-def browser():
-    playwright = pytest.importorskip('playwright.sync_api', reason='no Playwright: pip install playwright')
-    if not CHROMIUM: pytest.skip('no Chromium: apt-get install chromium')
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
-        yield chromium
-        chromium.close()
+from driven import SHOTS, Lab, browser, loaded, one_cell, press, shoot # noqa: F401: browser is a fixture
 
 @pytest.fixture(scope='module')
 def twenty(tmp_path_factory):
@@ -43,95 +32,12 @@ scores = pd.Series(rng.uniform(size=len(data.train)), data.train.index)
 probabilities = pd.DataFrame(rng.uniform(size=(len(data), 14)), data.frame.index, data.findings)
 review(scores, data, 'review.csv', 'Ada', n=20, probabilities=probabilities)'''
 
-class Lab:
-    "JupyterLab on loopback, with a token, in a folder; a notebook with one cell, open in a browser."
-    def __init__(self, folder, browser):
-        self.folder, self.token = folder, secrets.token_hex(16)
-        with socket.socket() as free:
-            free.bind(('127.0.0.1', 0))
-            self.port = free.getsockname()[1]
-        cell = nbformat.v4.new_code_cell(CELL)
-        kernel = {'kernelspec': {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}}
-        nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), folder/'queue.ipynb')
-        places = {f'JUPYTER_{name}_DIR': str(folder/name.lower()) for name in ['CONFIG', 'DATA', 'RUNTIME']}
-        places |= {f'JUPYTERLAB_{name}_DIR': str(folder/name.lower()) for name in ['SETTINGS', 'WORKSPACES']}
-        quiet = folder/'settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings'
-        quiet.parent.mkdir(parents=True, exist_ok=True)
-        quiet.write_text('{"fetchNews": "false"}')
-        self.log = open(folder/'lab.log', 'w')
-        self.process = subprocess.Popen(
-            [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={self.port}',
-             f'--IdentityProvider.token={self.token}', '--LabApp.expose_app_in_browser=True', '--ServerApp.port_retries=0'],
-            cwd=folder, env={**os.environ, **places}, stdout=self.log, stderr=self.log, start_new_session=True)
-        from playwright.sync_api import TimeoutError as late
-        self.late, self.page = late, browser.new_page(viewport={'width': 1280, 'height': 900})
-
-    def request(self, path, method='GET', body=None):
-        request = urllib.request.Request(f'http://127.0.0.1:{self.port}{path}', method=method,
-                                         data=body, headers={'Authorization': f'token {self.token}'})
-        with urllib.request.urlopen(request, timeout=30) as answer: return answer.read()
-
-    def open(self):
-        for _ in range(240):
-            try: self.request('/api/status'); break
-            except OSError: time.sleep(.25)
-            assert self.process.poll() is None, (self.folder/'lab.log').read_text()
-        self.page.goto(f'http://127.0.0.1:{self.port}/lab/tree/queue.ipynb?token={self.token}')
-        self.page.locator('.jp-CodeCell .cm-content').first.wait_for(timeout=60_000)
-        self.idle()
-
-    def idle(self): self.page.locator('.jp-Notebook-ExecutionIndicator[data-status=idle]').first.wait_for(state='attached', timeout=60_000)
-
-    def theme(self, name):
-        self.page.evaluate("name => jupyterapp.commands.execute('apputils:change-theme', {theme: name})", f'JupyterLab {name}')
-
-    def run(self):
-        cell, was = self.page.locator('.jp-CodeCell').first, self.page.locator('.jp-InputPrompt').first.inner_text()
-        for _ in range(10): # until the kernel takes it
-            cell.locator('.cm-content').click()
-            self.page.keyboard.press('Control+Enter')
-            with contextlib.suppress(self.late):
-                self.page.wait_for_function('was => ![was, "[ ]:"].includes(document.querySelector(".jp-InputPrompt").innerText)', arg=was, timeout=4000)
-                break
-        try: self.page.wait_for_function('() => document.querySelector(".cxr-review, .jp-OutputArea-output [data-mime-type*=error]")', timeout=60_000)
-        except self.late as error:
-            shoot(self.page, 'lab_failed')
-            raise AssertionError(f'{self.page.inner_text("body")}\n{(self.folder/"lab.log").read_text()[-5000:]}') from error
-        return self.page.locator('.cxr-review').last
-
-    def close(self):
-        os.killpg(self.process.pid, signal.SIGTERM)
-        self.process.wait(20)
-        self.log.close()
-
 @pytest.fixture
 def lab(twenty, browser):
+    one_cell(twenty/'queue.ipynb', CELL)
     started = Lab(twenty, browser)
     try: yield started
     finally: started.close()
-
-SEEN = '''view => {
-    const canvas = view.querySelector('canvas'), { loaded, image } = view.dataset
-    if (!loaded || loaded !== image || !canvas.width) return false
-    const { data } = canvas.getContext('2d').getImageData(0, canvas.height >> 1, canvas.width, 1)
-    return data.some((value, i) => i % 4 < 3 && value > 40) }'''
-
-def loaded(view, timeout=20_000):
-    "Wait for the radiograph; return its image's name."
-    handle = view.element_handle()
-    handle.owner_frame().wait_for_function(SEEN, arg=handle, timeout=timeout)
-    return view.get_attribute('data-image')
-
-def press(view, *keys):
-    "Press keys one by one; after those that answer, wait for the next image, and return its name."
-    page = view.element_handle().owner_frame().page
-    for key in keys:
-        turn = view.get_attribute('data-turn')
-        page.keyboard.press(key)
-        if key in ('a', 'u', 's', 'z', 'n', 'Enter', 'y', 'x'):
-            page.wait_for_function('([view, turn]) => view.dataset.turn !== turn', arg=[view.element_handle(), turn], timeout=20_000)
-            if view.get_attribute('data-image'): loaded(view)
-    return view.get_attribute('data-image')
 
 @pytest.fixture(scope='module')
 def many(twenty):
@@ -140,9 +46,6 @@ def many(twenty):
     scores = pd.Series(rng.uniform(size=len(data.train)), data.train.index)
     probabilities = pd.DataFrame(rng.uniform(size=(len(data), 14)), data.frame.index, data.findings)
     return review_queue(scores, data, 8, controls=.25, probabilities=probabilities)
-
-def shoot(page, name):
-    if SHOTS: page.screenshot(path=Path(SHOTS)/f'{name}.png')
 
 # ---------------------------------------------------------------- without a browser
 
@@ -329,18 +232,6 @@ def picture(lab, view):
     image = Image.open(io.BytesIO(view.screenshot()))
     image.save(Path(SHOTS)/'review_widget.webp', quality=75)
 
-def saved(lab):
-    "Save the notebook; return it."
-    path = lab.folder/'queue.ipynb'
-    before = path.stat().st_mtime_ns
-    lab.page.get_by_role('menuitem', name='File').click()
-    lab.page.get_by_text('Save Notebook', exact=True).click()
-    for _ in range(100): # Lab does not write it in one go
-        time.sleep(.1)
-        with contextlib.suppress(ValueError):
-            if path.stat().st_mtime_ns != before: return nbformat.read(path, 4)
-    raise AssertionError('The notebook was not saved.')
-
 def answered(folder): return read_review(folder/'review.csv') if (folder/'review.csv').exists() else pd.DataFrame({'image': []})
 
 def test_lab_by_keyboard(lab, twenty):
@@ -368,7 +259,7 @@ def test_lab_by_keyboard(lab, twenty):
     assert list(done.new.isna()) == [False, True, False, False]
     assert (done.new == done.old)[seen[:3]].to_list() == [True, False, True] and done.new[seen[3]] == 1 - done.old[seen[3]]
     assert done.finding[seen[3]] == asked
-    notebook = saved(lab)
+    notebook = lab.saved()
     assert 'widgets' not in notebook.metadata and 60_000 > len(json.dumps(notebook)) > 10_000
     assert '<img' in notebook.cells[0].outputs[-1].data['text/html']
     view.locator('canvas').click()

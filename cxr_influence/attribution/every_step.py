@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .densenet import fastest
 from .layerwise import gradient_scores
@@ -24,7 +23,7 @@ from cxr_influence.attribution.unrolling import (_buffers, _final_adjoints, _Net
     _root)
 from .whole_run import _check_window, _Moment, _Replay
 from ..data.batches import Data
-from ..data.files import InputError, _digest, _keep, _read_kept
+from ..data.files import InputError, _digest, _keep, _progress, _read_kept
 
 # %% ../../nbs/5_attribution/09_every_step.ipynb #7603d980
 def _directions(
@@ -135,7 +134,7 @@ def every_step(
         path = folder / f'epoch_{epoch:03}.parquet'
         return _score_epoch(replay, epoch, weights, against, path, made_of)
     with _hold(out):
-        epochs = tqdm(range(first_epoch, replay.epochs + 1), 'epochs', leave=False)
+        epochs = _progress(range(first_epoch, replay.epochs + 1), 'epochs')
         table = _name_columns(sum(map(score, epochs)), [*query], data)
         _write_scores(table, out, _facts(replay, first_epoch, against, begun))
     return table

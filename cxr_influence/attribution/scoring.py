@@ -18,15 +18,14 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler
-from tqdm import tqdm
 
 from .densenet import fastest
 from .layerwise import gradient_scores
 from cxr_influence.attribution.tracin import (_check_images, _check_once, _full_precision,
     plain_scores)
 from ..data.batches import Data, batches
-from cxr_influence.data.files import (InputError, _check, _keep, _read_kept, _read_table,
-    _write_whole, _writing)
+from ..data.files import (InputError, _check, _keep, _progress, _read_kept,
+    _read_table, _write_whole, _writing)
 from ..data.labels import FINDINGS, findings_of
 from ..data.nih import match_names
 from ..data.splits import check_splits
@@ -344,11 +343,10 @@ def _join_blocks(blocks:_Blocks, folder:Path) -> pd.DataFrame:
     blocks.processes.wait()
     return scores
 
-def _bar(name:str, blocks:dict, processes:Processes, passes:int=1) -> tqdm:
+def _bar(name:str, blocks:dict, processes:Processes, passes:int=1):
     "Make a progress bar over the images of blocks, shown by the main process."
     images = passes * sum(map(len, blocks.values()))
-    return tqdm(total=images, desc=name, unit='image', leave=False,
-                disable=None if processes.main else True)
+    return _progress(about=name, total=images, unit='image', disable=not processes.main)
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #d924e3e6
 @contextmanager
@@ -573,9 +571,9 @@ def _write_scores(
 def _score_run(checkpoints:list, data:Data, query:_Query, folder:Path, processes, **settings):
     "Score at every checkpoint, in a folder whose lock is held."
     if processes.main: _remove_parts(folder, '*.parquet', '*/*.parquet')
-    hidden = None if processes.main else True
+    bar = _progress(checkpoints, 'checkpoints', disable=not processes.main)
     return [_score_checkpoint(checkpoint, data, query, folder, processes=processes, **settings)
-            for checkpoint in tqdm(checkpoints, 'checkpoints', leave=False, disable=hidden)]
+            for checkpoint in bar]
 
 def _describe(checkpoints:list, parts:list, data:Data, query:_Query, start:float) -> dict:
     "Verify the checkpoint of the highest rate, and gather the facts of a table of scores."

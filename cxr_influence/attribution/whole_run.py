@@ -20,7 +20,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.func import jvp
-from tqdm import tqdm
 
 from .scoring import (_check_data, _check_loss, _Loader, _hold,
     _read_facts, _write_scores, query_losses)
@@ -29,7 +28,8 @@ from .unrolling import (_Batch, _buffers, _eval_losses,
     _final_adjoints, _flat, _forward_step, _gradient, _Network, _quicken,
     _reverse_quickly, _reverse_step, _State, _state_of, _Step)
 from ..data.batches import Data
-from ..data.files import InputError, _digest, _read_kept, _warn, _write_whole
+from cxr_influence.data.files import (InputError, _digest, _progress, _read_kept, _warn,
+    _write_whole)
 from ..data.nih import match_names
 from ..training.checkpoints import _LATER, _epochs_to_sum, list_checkpoints
 from ..training.distributed import join_processes
@@ -287,7 +287,7 @@ def _unroll(self:_Replay,
     last, adjoint, found = place and place.read() or (self.epochs, None, np.zeros(shape))
     adjoint = self._adjoints(weights, against) if adjoint is None else self._on(adjoint)
     room, about = self._room(memory), 'unrolling, epochs'
-    for epoch in tqdm(range(last, first_epoch - 1, -1), about, leave=False):
+    for epoch in _progress(range(last, first_epoch - 1, -1), about):
         span = (epoch - 1) * self.steps, epoch * self.steps
         for moment in self._backward(self._at(epoch - 1), *span, room):
             self._check_arrival(moment)
@@ -520,7 +520,7 @@ def along(
     targets, tables = query_losses(data.frame, False, against=against), {}
     with _full_precision(), torch.random.fork_rng():
         tangent = replay._on(_State(*map(torch.zeros_like, replay.start)))
-        for epoch in tqdm(range(first_epoch, replay.epochs + 1), 'epochs', leave=False):
+        for epoch in _progress(range(first_epoch, replay.epochs + 1), 'epochs'):
             begin, end = (epoch - 1) * replay.steps, epoch * replay.steps
             for moment in replay._walk(replay._at(epoch - 1), begin, end):
                 tangent = replay._step_along(moment, tangent, change)

@@ -17,7 +17,7 @@ from requests.adapters import HTTPAdapter
 from tqdm import tqdm
 from urllib3.util import Retry
 
-from .files import InputError, _write_whole
+from .files import InputError, _progress, _write_whole
 
 # %% ../../nbs/1_data/11_download.ipynb #cd09af73
 _NIH_FILES = '''
@@ -140,8 +140,8 @@ def _append_bytes(
     size:int|None=None, # the most bytes
 ) -> bool: # whether the file is whole now
     "Write an answer's bytes to disk as they come, with a progress bar."
-    bar = tqdm(desc=part.stem, initial=have, total=offer['bytes'], unit='B', unit_scale=True,
-               leave=False)
+    bar = _progress(about=part.stem, total=offer['bytes'], initial=have, unit='B',
+                    unit_scale=True)
     with open(part, 'ab' if have else 'wb') as file, bar:
         if not have: _write_note(part, offer)
         for block in answer.iter_content(1 << 16):
@@ -313,7 +313,7 @@ def _is_unpacked(folder:str|Path) -> bool:
 def _write_members(archive:Path, folder:Path) -> None:
     "Write every member of an archive, and the note that it is complete."
     folder.mkdir(parents=True)
-    bar = tqdm(_read_members(archive), f'unpack {archive.name}', unit=' files', leave=False)
+    bar = _progress(_read_members(archive), f'unpack {archive.name}', unit=' files')
     count = sum(_write_member(folder, *member) for member in bar)
     note = {'archive': archive.name, 'files': count}
     (folder / '.unpacked.json').write_text(json.dumps(note))

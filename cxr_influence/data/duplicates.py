@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from scipy.ndimage import gaussian_filter
-from tqdm import tqdm
 
+from .files import _progress
 from .batches import Data
 from .store import ImageStore
 from .images import show_images
@@ -38,7 +38,7 @@ def _perceptual_hashes(
     def one(row): return _perceptual_hash(store[row], hash_size)
     with ThreadPoolExecutor() as pool:
         hashes = pool.map(one, range(len(store.pixels)))
-        return np.stack(list(tqdm(hashes, 'hash', len(store.pixels), leave=False)))
+        return np.stack(list(_progress(hashes, 'hash', len(store.pixels))))
 
 # %% ../../nbs/1_data/09_duplicates.ipynb #30a65324
 def _near_pairs(
@@ -50,7 +50,7 @@ def _near_pairs(
     def signs(start):
         return 2 * np.unpackbits(hashes[start:start + block], axis=1).astype('float32') - 1
     bits, found = 8 * hashes.shape[1], [np.zeros((0, 3), 'int64')]
-    for top in tqdm(range(0, len(hashes), block), 'compare', leave=False):
+    for top in _progress(range(0, len(hashes), block), 'compare'):
         rows = signs(top)
         for left in range(top, len(hashes), block):
             products = rows @ signs(left).T
@@ -108,7 +108,7 @@ def find_duplicates(
     "Find duplicate images: pairs across splits first, then pairs between patients."
     pairs, pixels = _near_pairs(_perceptual_hashes(data.store), distance), data.store
     table = _describe_pairs(data.frame, pairs[:, :2]).assign(distance=pairs[:, 2])
-    looked_at = tqdm(pairs[:, :2], 'look', leave=False)
+    looked_at = _progress(pairs[:, :2], 'look')
     differences = [_pixel_difference(pixels[i], pixels[j]) for i, j in looked_at]
     table['difference'] = np.array(differences, float)
     identical = np.array([np.array_equal(pixels[i], pixels[j]) for i, j in pairs[:, :2]], bool)

@@ -16,10 +16,9 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from joblib import cpu_count
-from tqdm import tqdm
 
 from .files import (DamagedFile, InputError, _check, _checksum, _locked,
-    _warn, _write_whole, _writing)
+    _progress, _warn, _write_whole, _writing)
 from .images import (_bits_used, _declared_bits, _range, _reads_as_before,
     _value_limits, read_image)
 from .nih import IMAGE_SUFFIXES, find_files, find_images
@@ -211,13 +210,12 @@ def _deep_files(paths, pool) -> dict: # path -> bits that it declares
 def _bits_in_use(declared:int, paths:list, pool) -> int:
     "Count the bits that files use, reading on until all are used."
     low = high = used = 0
-    progress = tqdm(total=len(paths), desc='range of values', unit='image', leave=False)
-    for start in range(0, len(paths), 64):
-        found = list(pool.map(_value_limits, paths[start:start + 64]))
+    blocks = [paths[start:start + 64] for start in range(0, len(paths), 64)]
+    for block in _progress(blocks, 'range of values', unit='block'):
+        found = list(pool.map(_value_limits, block))
         low, high = min([low, *(l for l, _ in found)]), max([high, *(h for _, h in found)])
         try: used = _bits_used(declared, low, high)
         except ValueError: return 16 # the file that exceeds it is reported as it is decoded
-        progress.update(len(found))
         if used == (16 if declared > 0 else declared): break
     return used
 
@@ -323,8 +321,8 @@ def _fill_rows(
     "Decode rows of an unfinished store."
     step = max(8, min(256, _BLOCK_BYTES // size**2))
     read = partial(_decode_row, size=size, on_error=on_error, bits=bits)
-    progress = tqdm(total=len(paths), initial=len(paths) - len(todo), desc='decode',
-                    unit='image', leave=False)
+    progress = _progress(about='decode', total=len(paths), unit='image',
+                         initial=len(paths) - len(todo))
     with (_PixelFile(part / 'pixels.npy') as rows, ThreadPoolExecutor(cpu_count()) as pool,
           progress):
         for block in np.split(todo, range(step, len(todo), step)):

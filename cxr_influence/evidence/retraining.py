@@ -15,11 +15,10 @@ import numpy as np
 import pandas as pd
 import torch
 from joblib import Parallel, cpu_count, delayed
-from tqdm import tqdm
 
 from ..attribution.scoring import _hold, _remove_parts
 from ..data.batches import Data
-from ..data.files import InputError, _digest, _keep, _read_kept
+from ..data.files import InputError, _digest, _keep, _progress, _read_kept
 from ..data.nih import match_names
 from cxr_influence.training.checkpoints import (Recipe, _recipe_settings,
     best_checkpoint, list_checkpoints)
@@ -195,7 +194,7 @@ def run_side_by_side(
     longest_first = sorted(range(len(calls)), key=lambda number: -costs[number])
     jobs, results = [(number, calls[number]) for number in longest_first], {}
     try:
-        with _quiet_bars(), tqdm(total=sum(costs), desc=description, leave=False) as bar:
+        with _progress(about=description, total=sum(costs)) as bar, _quiet_bars():
             for number, result in _as_they_end(function, jobs, executor):
                 results[number] = result
                 bar.set_postfix_str(f'{len(results)} of {len(calls)} {description}')

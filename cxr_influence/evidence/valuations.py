@@ -18,10 +18,9 @@ import torch
 from scipy.special import expit, logit, softmax
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..data.batches import Data
-from ..data.files import InputError, _kept
+from ..data.files import InputError, _kept, _progress
 from cxr_influence.measures.calibration import (fit_platt, fit_temperature,
     held_out_scaling)
 from ..training.checkpoints import _epochs_to_sum, list_checkpoints
@@ -110,7 +109,7 @@ def _training_logits(
 ) -> np.ndarray: # (checkpoints, training images, 14)
     "Predict every training image at every checkpoint."
     rows, found = data.rows('train'), []
-    for checkpoint in tqdm(_epochs_to_sum(checkpoints), 'logits', leave=False, disable=None):
+    for checkpoint in _progress(_epochs_to_sum(checkpoints), 'logits'):
         model, path = checkpoint.model(), Path(out) / f'{checkpoint.folder.name}.parquet'
         made_of = [weights_checksum(model), data.fingerprint]
         found.append(_kept(path, made_of, lambda: _logit_table(model, data, rows, device)))
@@ -274,7 +273,7 @@ def _fold_logits(checkpoints, data:Data, out, folds:int, seed:int, device=None) 
     "Predict each fold by a model of the others: one table of logits per fold."
     first, numbers = list_checkpoints(checkpoints)[0], _patient_folds(data.frame, folds, seed)
     recipe, parts = first.recipe(), []
-    for number in tqdm(range(folds), 'folds', leave=False, disable=None):
+    for number in _progress(range(folds), 'folds'):
         rows = np.flatnonzero(numbers == number)
         rest = without(data, data.frame.index[rows])
         parts.append(retrain(rest, recipe, first.facts.get('seed', 0), rows, out,

@@ -16,10 +16,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 from PIL import Image
-from tqdm import tqdm
 
 # %% ../../nbs/2_phantom/02_dataset.ipynb #ds000005
-from ..data.files import InputError, project_path
+from ..data.files import InputError, _progress, project_path
 from ..data.labels import FINDINGS, decode_labels
 from .drawing import draw_radiograph, sample_anatomy, sample_pose
 
@@ -167,7 +166,7 @@ def _truth_table(plan):
 def _write_phantom(folder, plan, parameters):
     "Draw and write every file of a planned phantom."
     (folder/'images').mkdir(parents=True)
-    for r in tqdm(plan.itertuples(), 'drawing radiographs', len(plan), leave=False):
+    for r in _progress(plan.itertuples(), 'drawing radiographs', len(plan)):
         strengths = dict(zip(FINDINGS, r.strengths))
         picture = draw_radiograph(r.anatomy, strengths, parameters['size'], r.pose)
         Image.fromarray(picture).save(folder/'images'/r.image, compress_level=4)

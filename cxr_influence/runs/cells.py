@@ -25,8 +25,8 @@ def _needs(cell:str) -> tuple|None: # `data`, `gpu` or `slow`, and minutes
 # %% ../../nbs/8_runs/07_cells.ipynb #cells010
 def _why_not(kind:str, minutes:int) -> str|None:
     "Say what a cell lacks here, and how to give it."
-    data = Path(os.environ.get('NIH14', '../../data/NIH14'))
-    if kind == 'data' and not data.is_dir():
+    data = os.environ.get('NIH14', '../../data/NIH14') # set to nothing, it is not set
+    if kind == 'data' and not (data and Path(data).is_dir()):
         return 'set NIH14 to a folder of NIH ChestX-ray14.'
     if kind == 'gpu' and not torch.accelerator.is_available():
         return 'this computer has no GPU that PyTorch can use.'

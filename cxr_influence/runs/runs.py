@@ -27,8 +27,8 @@ from nbclient.exceptions import DeadKernelError
 
 import cxr_influence
 from ..data.batches import Data
-from ..data.files import (DamagedFile, InputError, _check, _checksum, _warn,
-    _write_whole, project_path)
+from ..data.files import (DamagedFile, InputError, _check, _checksum, _progress,
+    _warn, _write_whole, project_path)
 from ..data.nih import find_files
 from .parameters import (_code_cells, _read_parameters, _template,
     check_limits, check_parameters, parameters_of)
@@ -382,6 +382,27 @@ def _environment(folder:Path, threads:int|None) -> dict: # variables of the kern
     return dict(CXR_RUN=str(folder.absolute()), PYTHONUNBUFFERED='1',
                 MPLBACKEND='module://matplotlib_inline.backend_inline', **divided)
 
+# %% ../../nbs/8_runs/02_runs.ipynb #bar10001
+@contextmanager
+def _following(
+    name:str, # of what is run
+    quiet:bool, # show nothing
+): # yields the file to which the run writes how far it is
+    "Show here the progress of a run that another process executes."
+    with (tempfile.TemporaryDirectory() as folder,
+          _progress(about=name, bar_format='{desc}', disable=quiet) as bar):
+        path, ended = Path(folder) / 'progress', threading.Event()
+        def look():
+            while not ended.wait(.5):
+                text = path.read_text(encoding='utf-8') if path.is_file() else ''
+                bar.set_description_str(f'{name}: {text}' if text else name)
+        watching = threading.Thread(target=look, daemon=True)
+        watching.start()
+        try: yield str(path)
+        finally:
+            ended.set()
+            watching.join()
+
 # %% ../../nbs/8_runs/02_runs.ipynb #run0050
 class _Log:
     "Write to a file, and to the terminal unless `quiet`."
@@ -435,11 +456,13 @@ def _execute(
 ) -> None:
     "Execute a notebook. Raises `InputError` if a cell fails or the kernel dies."
     environment, paths = _environment(folder, threads), [path, folder / 'notebook.ipynb']
-    with open(folder / 'log.txt', 'a', encoding='utf-8') as log, warnings.catch_warnings():
+    with (open(folder / 'log.txt', 'a', encoding='utf-8') as log, warnings.catch_warnings(),
+          _following(path.stem, quiet) as environment['CXR_PROGRESS']):
         warnings.simplefilter('ignore')
         print(f'--- {_now()} {path.stem} {json.dumps(parameters)}', file=log, flush=True)
         try: papermill.execute_notebook(
             *map(_literally, paths), {**parameters, 'out': str(folder)}, progress_bar=False,
+            store_widget_state=False, # with it, a page shows no picture in a widget's place
             kernel_name='python3', language='python', stdout_file=log,
             stderr_file=_Log(log, quiet),
             kernel_manager_class=_kernel_class(folder, environment, log, cwd),

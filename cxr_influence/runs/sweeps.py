@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pandas as pd
 from joblib import cpu_count
-from tqdm import tqdm
 
-from ..data.files import InputError, project_path
+from ..data.files import InputError, _progress, project_path
 from ..evidence.retraining import _is_lost
 from .parameters import _plain, _template
 from .runs import (_check_given, _damaged, _differences, _Failed, _KERNELS,
@@ -195,7 +194,7 @@ def _outcomes(pool, calls:list, how:dict, stop:bool) -> list: # an error or '' p
     "Run everything. Raises `InputError` at the first failure if asked to `stop`."
     errors = [_LOST] * len(calls)
     futures = _submit_all(pool, calls, how)
-    for future in tqdm(as_completed(futures), 'runs', len(futures), unit='run', leave=False):
+    for future in _progress(as_completed(futures), 'runs', len(futures), unit='run'):
         try: error = future.result()
         except CancelledError: error = _NOT_STARTED
         except Exception as lost: error = _LOST if _is_lost(lost) else str(lost) or repr(lost)

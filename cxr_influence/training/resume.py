@@ -17,11 +17,10 @@ import torch
 import torchvision
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from ..data.batches import Data, _plan_batches
-from cxr_influence.data.files import (DamagedFile, InputError, _digest, _warn, _write_whole,
-    _writing, project_path)
+from ..data.files import (DamagedFile, InputError, _digest, _progress, _warn,
+    _write_whole, _writing, project_path)
 from ..data.splits import check_splits
 from .checkpoints import (_LATER, Checkpoint, Recipe, _check_one_run,
     _check_recipe, _removed, _state_files, list_checkpoints, save_checkpoint)
@@ -201,7 +200,7 @@ def _any(self:_Training, *wishes:bool) -> list: # of bool
 @patch
 def _train_epoch(self:_Training,
     out:Path, # the run's folder
-    bar:tqdm,
+    bar, # as from `_progress`
     noted:list=(), # signals that ask to stop
     save_minutes:float=5,
 ) -> None:
@@ -227,7 +226,7 @@ def _train_epoch(self:_Training,
 @patch
 def _end_epoch(self:_Training,
     out:Path, # the run's folder
-    bar:tqdm,
+    bar, # as from `_progress`
 ) -> None:
     "Validate, and write the epoch's checkpoint."
     self.epochs += 1
@@ -356,7 +355,7 @@ def _is_complete(out:Path, run:dict) -> bool:
     return epochs == [*range(1, run['epochs'] + 1)] and all(one._is_whole() for one in states)
 
 @patch
-def _catch_up(self:_Training, out:Path, bar:tqdm) -> None:
+def _catch_up(self:_Training, out:Path, bar) -> None:
     "Restore the newest checkpoint, if a missing epoch before it has just been made again."
     newest, before = _newest(self.states, self.epochs, _removed(out)), self._seen
     if newest and newest.facts['step'] > self.step: self._restore(newest)
@@ -379,7 +378,7 @@ def fit(
     if _is_complete(out, run): return read_history(out)
     with _hold_folder(out, processes), _keep_generators(processes), _note_signals() as noted:
         training = _start_or_resume(data, out, run, processes, recipe.compile)
-        with training._progress() as bar:
+        with training._bar() as bar:
             while training.epochs < recipe.epochs:
                 training._train_epoch(out, bar, noted, save_minutes)
                 training._end_epoch(out, bar)
@@ -399,11 +398,11 @@ def _seen(self:_Training) -> int: # images
     return self.epochs * len(self.rows) + sum(self.sizes[:self.done])
 
 @patch
-def _progress(self:_Training) -> tqdm:
+def _bar(self:_Training): # as from `_progress`
     "One bar for all epochs, of images."
-    images, quiet = len(self.rows), {} if self.processes.main else {'disable': True}
-    return tqdm(total=images * self.run['epochs'], initial=self._seen, desc='training',
-                unit='image', leave=False, **quiet)
+    images = len(self.rows) * self.run['epochs']
+    return _progress(about='training', total=images, initial=self._seen, unit='image',
+                     disable=not self.processes.main)
 
 # %% ../../nbs/4_training/06_resume.ipynb #trained2
 def trained(
