@@ -77,7 +77,7 @@ def test_values_reach_the_notebook_as_values(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = write(tmp_path/'page.ipynb', 'text: str = ""\nmany: list[str] = []\nout: str = ""',
                  'import json\nwith open(f"{out}/got.json", "w") as file: json.dump([text, many], file)')
-    wild = ''.join(random.choices(string.printable + 'äλ€😀', k=200)) + '"""\'\'\'\\"\n__import__("os").mkdir("harm")\n{text}#'
+    wild = ''.join(random.choices(string.printable + 'äλ€😀', k=300)) + '"""\'\'\'\\"\n__import__("os").mkdir("harm")\n{text}#'
     folder = run(page, name='wild', text=wild, many=[wild, '\\'])
     assert json.loads((folder/'got.json').read_text()) == [wild, [wild, '\\']] and not (tmp_path/'harm').exists()
 

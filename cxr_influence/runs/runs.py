@@ -513,7 +513,8 @@ def _paths_given(path:Path, parameters:dict) -> dict: # file or folder -> stamp
     if any('start_run(' in source for _, source in _code_cells(path)): return {}
     texts = [value for value in parameters.values() if isinstance(value, str) and value]
     paths = [project_path(text).absolute() for text in texts if len(text) < 999]
-    inside = [one for one in paths if one.exists() and not Path.cwd().is_relative_to(one)]
+    inside = [one for one in paths if os.path.exists(one) # False too where no file can be
+              and not Path.cwd().is_relative_to(one)]
     return {str(one): _stamp(one) for one in inside}
 
 # %% ../../nbs/8_runs/02_runs.ipynb #run0061
