@@ -402,6 +402,7 @@ def test_a_stopped_run_is_found_by_its_settings_and_ends_in_the_same_bytes(data,
     def press(_): signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt): resume.trained(data, recipe, under=tmp_path/'a', device='cpu', after_epoch=press)
     folders = [resume.trained(data, recipe, under=tmp_path/name, device='cpu') for name in 'aab']
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ['Trained', 'Found', 'Trained']
+    said = [line.split()[0] for line in capsys.readouterr().err.splitlines() if line.startswith(('Trained ', 'Found '))]
+    assert said == ['Trained', 'Found', 'Trained']
     one, again, other = [(folder/'epoch_002/model.safetensors').read_bytes() for folder in folders]
     assert folders[0] == folders[1] and one == again == other and len(list((tmp_path/'a').glob('[!.]*'))) == 1
