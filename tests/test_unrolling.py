@@ -1,6 +1,8 @@
 "The derivative of a whole run: against autograd, against itself forward, against the training that it derives, and against retraining."
 import json, shutil
+from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
+from multiprocessing import get_context
 import numpy as np
 import pandas as pd
 import pytest, torch, torchvision
@@ -324,6 +326,17 @@ def test_scores_carry_the_smoothness_of_their_run_which_is_measured_once(data, r
         for text in [scores.attrs['warning'], facts_of(tmp_path/'first.csv')['warning'], effect.attrs['warning']]:
             assert (f'{copy} is {found:.2f}' in text and "recipe('smooth')" in text) if warned else text is None
         assert capsys.readouterr().err.count('does not reliably predict') == 2 * warned
+
+def measure(run, data): return smoothness(run, data, device='cpu')
+
+def test_two_processes_that_measure_one_run_do_not_disturb_each_other(data, run, tmp_path, monkeypatch):
+    "The second waits and reads what the first found; before, it removed the first one's runs."
+    copy = shutil.copytree(run, tmp_path/'run')
+    with ProcessPoolExecutor(2, get_context('spawn')) as pool:
+        first, second = [pool.submit(measure, copy, data) for _ in range(2)]
+        assert first.result() == second.result()
+    monkeypatch.setattr(whole_run, 'fit', lambda *_, **__: pytest.fail('trained again'))
+    assert smoothness(copy, data, device='cpu') == first.result()
 
 def test_scores_of_an_unfinished_run_say_that_its_smoothness_is_not_measured(data, run, tmp_path, capsys):
     half = shutil.copytree(run, tmp_path/'run')

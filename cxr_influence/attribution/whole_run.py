@@ -341,9 +341,12 @@ def smoothness(
     replay, usual = _Replay(run, data, device), (change, seed) == (.1, 0)
     kept = _kept_smoothness(run, replay) if usual else None
     if kept is not None: return kept
-    found = _measure_smoothness(run, replay, change, seed, device)
-    facts = {'smoothness': found, 'checkpoint': replay.checkpoints[-1]._files()}
-    if usual: _write_whole(_smoothness_path(run), json.dumps(facts))
+    with _hold(Path(f'{run}.smoothness')):
+        kept = _kept_smoothness(run, replay) if usual else None
+        if kept is not None: return kept # measured meanwhile by another process
+        found = _measure_smoothness(run, replay, change, seed, device)
+        facts = {'smoothness': found, 'checkpoint': replay.checkpoints[-1]._files()}
+        if usual: _write_whole(_smoothness_path(run), json.dumps(facts))
     return found
 
 # %% ../../nbs/5_attribution/08_whole_run.ipynb #e98260d9
