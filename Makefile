@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN = "$(VENV)/bin"
 export PYTHON
 .DEFAULT_GOAL := help
-.PHONY: help env demo test faults lab twice newcomer docs report notebooks prepare clean
+.PHONY: help env demo test faults lab twice newcomer gpu docs report notebooks prepare clean
 
 help:       ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -22,6 +22,8 @@ twice: env  ## every notebook twice, in a fresh clone without NIH's data: about 
 	@$(BIN)/python .ci/twice.py $(NB)
 newcomer: env ## from git clone to ten reviewed images, timed, in Chromium; ARGS=--install times the environment too
 	@$(BIN)/python tests/newcomer.py $(ARGS)
+gpu: env    ## measure this machine's accelerator: correctness, speed, limits; ten minutes, one JSON for a page
+	@$(BIN)/python nbs/benchmarks/_gpu.py $(ARGS)
 docs: env   ## the site, in _docs
 	@$(BIN)/python .ci/docs.py
 report: env ## the manuscript of report/, filled from the runs in RUNS (_runs)

@@ -25,7 +25,7 @@ from cxr_influence.attribution.tracin import (_check_images, _check_once, _full_
     plain_scores)
 from ..data.batches import Data, batches
 from ..data.files import (InputError, _check, _keep, _progress, _read_kept,
-    _read_table, _write_whole, _writing)
+    _read_table, _warn, _write_whole, _writing)
 from ..data.labels import FINDINGS, findings_of
 from ..data.nih import match_names
 from ..data.splits import check_splits
@@ -410,6 +410,24 @@ def _scores_key(checkpoint:Checkpoint, model:nn.Module, data:Data, query:_Query)
     weights = np.stack(list(query.weights.values())).tobytes()
     return hashlib.sha256(json.dumps(made_of).encode() + weights).hexdigest()[:12]
 
+# %% ../../nbs/5_attribution/04_scoring.ipynb #fit00002
+def _usual_batch(device) -> int: # images scored together
+    return 32 if device.type == 'cpu' else 256
+
+def _score_in_memory(model, loss, loader:_Loader, directions:_Directions, bar=None) -> tuple:
+    "Score rows, in smaller batches where memory does not suffice; last, their size."
+    done, size = bar.n if bar else 0, loader.batch_size
+    while True:
+        try:
+            own = _Loader(loader.data, loader.rows, size, loader.device)
+            return _score_rows(model, loss, own, directions, bar), size
+        except torch.OutOfMemoryError as error:
+            if size == 1: raise InputError('One image is too large for the memory of '
+                                           f'{loader.device}: {error}') from error
+        size //= 2 # outside, where nothing holds the memory of what failed
+        _warn(f'The memory of {loader.device} does not suffice: it gets {size} at a time.')
+        if bar: bar.n = done
+
 # %% ../../nbs/5_attribution/04_scoring.ipynb #a52444e5
 def _fill_blocks(
     blocks:_Blocks,
@@ -417,7 +435,7 @@ def _fill_blocks(
     model:nn.Module, # its own
     data:Data,
     query:_Query,
-    batch_size:int,
+    batch_size:int|None, # None: as `_usual_batch` says
 ) -> None:
     "Score this process's share of the missing blocks."
     processes, device = blocks.processes, blocks.processes.device
@@ -426,9 +444,10 @@ def _fill_blocks(
     targets = _Loader(query.of(data), rows, 64, device)
     with _scoring(model), _bar(checkpoint.folder.name, mine, processes) as bar:
         directions = _find_directions(checkpoint, model, targets, query, processes)
+        size = batch_size or _usual_batch(device)
         for path, rows in mine.items():
-            own = _Loader(data, rows, batch_size, device)
-            scores = _score_rows(model, loss, own, directions, bar)
+            loader = _Loader(data, rows, size, device)
+            scores, size = _score_in_memory(model, loss, loader, directions, bar)
             scores.attrs['direction_norm'] = directions.norm
             blocks.keep(scores, path)
 
@@ -438,7 +457,7 @@ def _score_checkpoint(
     data:Data,
     query:_Query,
     folder:Path, # where scores are kept
-    batch_size:int=32,
+    batch_size:int|None=None,
     processes:Processes=Processes(),
 ) -> pd.DataFrame: # one row per image scored
     "Score images at one checkpoint, or read what is kept of it."
@@ -459,13 +478,13 @@ def score_checkpoint(
     groups:dict|None=None, # name -> target images: one column each
     layers=None, # only these, such as `classifier`
     against:str='validation', # split of the target images
-    **settings, # `batch_size` (32) and `device`
+    **settings, # `batch_size` (32; 256 on a GPU) and `device`
 ) -> pd.DataFrame: # one row per training image; dot products, without the learning rate
     "Score all training images at one checkpoint, or read what is kept. Raises `InputError`."
     _check_same_findings(checkpoint, data)
     query = _Query(query_losses(data.frame, per_finding, groups, against), layers, against)
     processes = join_processes(settings.pop('device', None))
-    _check_count('batch_size', settings.get('batch_size', 1))
+    if settings.get('batch_size') is not None: _check_count('batch_size', settings['batch_size'])
     with _hold(_kept_folder(out), processes):
         return _score_checkpoint(checkpoint, data, query, _kept_folder(out),
                                  processes=processes, **settings)
@@ -600,7 +619,7 @@ def _score_and_write(
 ) -> pd.DataFrame:
     "Score at each checkpoint, add up, and write the table and its facts."
     start, processes = time.perf_counter(), join_processes(device)
-    _check_count('batch_size', settings.get('batch_size', 1))
+    if settings.get('batch_size') is not None: _check_count('batch_size', settings['batch_size'])
     settings['processes'] = processes
     with _hold(_kept_folder(out), processes):
         parts = _score_run(checkpoints, data, query, _kept_folder(out), **settings)
@@ -619,7 +638,7 @@ def influence(
     groups:dict|None=None, # name -> target images, as in `query_losses`: one column each
     layers=None, # only these, such as `classifier`
     against:str='validation', # split of the target images
-    **settings, # `batch_size` (32) and `device`
+    **settings, # `batch_size` (32; 256 on a GPU) and `device`
 ) -> pd.DataFrame: # index `image`: `influence`, `rank` (1 is most helpful), ..., `loss`
     "TracInCP scores of every training image (Pruthi et al. 2020, section 3.1)."
     checkpoints = _epochs_to_sum(run)

@@ -42,9 +42,9 @@ def _losses_of(
 # %% ../../nbs/5_attribution/01_tracin.ipynb #43c7c8e6
 @contextmanager
 def _as_input_error(what:str):
-    "Turn any error into an `InputError` of one sentence."
+    "Turn any error into an `InputError` of one sentence, except that memory is full."
     try: yield
-    except InputError: raise
+    except (InputError, torch.OutOfMemoryError): raise
     except Exception as error:
         raise InputError(f'{what}: {_first_line(error)}.') from error
 
@@ -333,6 +333,7 @@ def _doubt(way, model, loss, x:Tensor, y:Tensor, names, key=None) -> str: # empt
             i, direction, score = _own_direction(model, loss, few, labels, names)
             if not score.isfinite(): return 'The gradients of its first images are not numbers'
             try: found = way(model, loss, few, labels, direction)[0][i]
+            except torch.OutOfMemoryError: raise # of the device, not of the way
             except Exception as error: return _first_line(error)
         near = abs(found - score) <= torch.finfo(score.dtype).eps**(1 / 3) * score
         return '' if near else 'It gives an image another score'

@@ -213,7 +213,8 @@ class _NotebookLine(_LogLine):
     "Progress below a cell of a notebook, and nothing once it has ended."
     shown = None # the display
     def content(self) -> dict:
-        bar = f'<progress max="{self.total}" value="{self.n}" aria-label="progress"></progress> '
+        bar = (f'<progress max="{self.total}" value="{self.n}" aria-label="progress">'
+               '</progress> ')
         return {'text/html': f'{bar if self.total else ""}{escape(str(self))}',
                 'text/plain': str(self)}
     def display(self, *_, **__):

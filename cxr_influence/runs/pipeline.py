@@ -155,12 +155,13 @@ def cxr_influence(
     data:str=None, # Folder of the images (default: where they were in the training)
     pool:str=None, # Folder of other images to score, with their table (default: training's)
     total_only:bool=False, # Only one score per image, without those by finding: half the time
-    batch_size:int=32, # Images scored together; the scores do not depend on it
+    batch_size:int=None, # Images scored together (default: 32, on a GPU 256)
 ):
     "Score every training image, or those of a pool, with TracIn over the saved checkpoints."
     from cxr_influence.data.files import InputError
     _check_output('output', output, '.csv')
-    if batch_size < 1: raise InputError(f'batch_size is {batch_size}: give 1 or more.')
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f'batch_size is {batch_size}: give 1 or more.')
     root, output = _root_of(checkpoints, data), Path(output)
     if pool and not Path(pool).is_dir():
         raise InputError(f'pool is {pool}: give the folder of the images and their table.')
