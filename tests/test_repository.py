@@ -1,5 +1,5 @@
 "What holds for the repository as a whole: its shape, its notebooks, and what its modules may not do."
-import ast, importlib, json, re, shutil, subprocess, sys, zipfile
+import ast, importlib, json, os, re, shutil, subprocess, sys, zipfile
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def title(name): return next(source(c) for c in NOTEBOOKS[name]['cells'] if c['c
 
 def test_the_top_level_is_short():
     assert {name.split('/')[0] for name in LISTED if name and (ROOT/name).exists()} == {
-        '.ci', '.github', '.gitignore', 'CITATION.cff', 'LICENSE', 'MANIFEST.in', 'Makefile', 'README.md', '_quarto.yml',
+        '.binder', '.ci', '.github', '.gitignore', 'CITATION.cff', 'LICENSE', 'MANIFEST.in', 'Makefile', 'README.md', '_quarto.yml',
         'cxr_influence', 'environment.yml', 'nbs', 'report', 'settings.ini', 'setup.py', 'tests'}
 
 def test_licence_citation_and_environment_agree_with_the_settings():
@@ -54,6 +54,16 @@ def test_licence_citation_and_environment_agree_with_the_settings():
     assert citation['title'] and citation['authors'] and citation['cff-version']
     assert importlib.import_module('cxr_influence').__version__ == SETTINGS['version']
     assert yaml.safe_load((ROOT/'environment.yml').read_text())['dependencies'][-1] == {'pip': ['-e .[dev]']}
+
+def test_binder_installs_what_the_tutorials_need_and_the_home_page_leads_there():
+    "Its script is read, not run: there is no Binder here."
+    script = ROOT/'.binder/postBuild'
+    assert os.access(script, os.X_OK) and subprocess.run(['bash', '-n', script]).returncode == 0
+    assert "-e '.[lab]'" in script.read_text()
+    assert yaml.safe_load((ROOT/'.binder/environment.yml').read_text())['dependencies'] == ['python=3.11', 'pip']
+    owner = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))['website']['repo-url'].removeprefix('https://github.com/')
+    led = re.findall(r'https://mybinder.org/v2/gh/(\S+?)/main\?labpath=([^)\s]+)', (ROOT/'README.md').read_text(encoding='utf-8'))
+    assert len(led) == 4 and {who for who, _ in led} == {owner} and all((ROOT/page).exists() for _, page in led)
 
 def test_make_test_and_ci_run_the_same():
     ci, make = (ROOT/'.ci/run').read_text(), (ROOT/'Makefile').read_text()

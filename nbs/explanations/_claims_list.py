@@ -291,7 +291,7 @@ FAILED = { # idea -> what came of it; numbers in braces are read, others are not
         '{repaired[phantom / drop / loss][over_high]:.2f}] of the gap. Correct labels go too.',
     "Influence as a label-error score": 'No variant is above the best baseline: see the '
         'differences above.',
-    'Unroll the usual run': 'The derivative is exact and predicts nothing: an LDS of '
+    'Unroll the usual run': 'The derivative is exact and predicts little: an LDS of '
         '{board[small: unrolled][0]:.2f}, TracIn {board[small: TracIn][0]:.2f}. One run, few '
         'images.',
     'Two inference passes in place of a derivative': 'A relative error of '
