@@ -81,7 +81,7 @@ def run_page(file, said):
 def tests(files):
     "Some files of tests/, counted one by one."
     with tempfile.TemporaryDirectory() as folder:
-        code, text = call(sys.executable, '-m', 'pytest', '-q', '-rfEs', '-p', 'no:cacheprovider', '--durations=5',
+        code, text = call(sys.executable, '-m', 'pytest', '-q', '-rfEs', '-p', 'no:cacheprovider', '--durations=15',
                           f'--junitxml={folder}/tests.xml', *files)
         report = Path(folder)/'tests.xml'
         suites = xml.parse(report).getroot().iter('testsuite') if report.exists() else []
@@ -91,7 +91,7 @@ def tests(files):
     return max(0, count['tests'] - bad - count['skipped']), bad or int(code != 0), count['skipped'], text
 
 # Those that take longest begin first: at the end only short ones are left, and no core waits for another.
-LONG = ['02_valuations', 'what_tracin_measures', '09_bank', '08_whole_run', '05_pairwise', '06_pools', '05_label_errors',
+LONG = ['what_tracin_measures', '10_peers', '02_valuations', '09_bank', '08_whole_run', '05_pairwise', '06_pools', '05_label_errors',
         '02_runs', 'why_it_is_fast', '05_cli', 'index', 'sweep_on_a_cluster', '03_sweeps']
 
 # Cheap pages with cells that need NIH's data: they must say so, and go on.
