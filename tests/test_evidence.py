@@ -140,8 +140,8 @@ def test_intervals_over_seeds_hold_what_they_promise(rng):
 def test_repairs_do_what_they_say(rng):
     frame = random_frame(rng)
     noisy, truth = inject_label_noise(frame, LabelNoise('swapped', share=.3), 1)
-    suspects = pd.DataFrame({'knows': truth.any(axis=1) * 1., 'random': rng.random(len(truth))}, truth.index)
-    fixed = repairs(frame, noisy, suspects, truth.any(axis=1).mean())
+    error_scores = pd.DataFrame({'knows': truth.any(axis=1) * 1., 'random': rng.random(len(truth))}, truth.index)
+    fixed = repairs(frame, noisy, error_scores, truth.any(axis=1).mean())
     assert fixed['relabel', 'knows'].equals(frame) and fixed['noisy', ''].equals(noisy) and fixed['right', ''].equals(frame)
     dropped = fixed['drop', 'knows']
     assert set(dropped.index[dropped.split == 'unused']) == set(truth.index[truth.any(axis=1)])
@@ -270,21 +270,21 @@ def test_scores_are_compared_with_radiologists(rng):
     frame = random_frame(rng, 400)
     train = frame.index[frame.split == 'train']
     wrong = pd.Series((rng.random(len(train)) < .3) * 1., train).mask(rng.random(len(train)) < .3)
-    suspects = pd.DataFrame({'blind': rng.normal(size=len(train)), 'half': wrong.fillna(0) + rng.normal(size=len(train)),
+    error_scores = pd.DataFrame({'blind': rng.normal(size=len(train)), 'half': wrong.fillna(0) + rng.normal(size=len(train)),
                              'knows': wrong.fillna(rng.random())}, train)
-    found, known = label_error_auroc(suspects, wrong, frame.patient), wrong.dropna()
-    assert list(found.index) == list(suspects) and list(found) == ['auroc', 'low', 'high']
-    for name in suspects: assert np.isclose(found.auroc[name], roc_auc_score(known, suspects[name][known.index]))
+    found, known = label_error_auroc(error_scores, wrong, frame.patient), wrong.dropna()
+    assert list(found.index) == list(error_scores) and list(found) == ['auroc', 'low', 'high']
+    for name in error_scores: assert np.isclose(found.auroc[name], roc_auc_score(known, error_scores[name][known.index]))
     assert (found.loc['knows'] == 1).all() and (found.low <= found.auroc).all() and (found.auroc <= found.high).all()
     patients, draws = frame.patient[known.index], []
     groups = [known.index[patients == patient] for patient in patients.unique()]
     for _ in range(1500): # the plain way: patients drawn with replacement, their images stacked
         names = np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])
-        draws.append(roc_auc_score(known[names], suspects.half[names]))
+        draws.append(roc_auc_score(known[names], error_scores.half[names]))
     assert np.allclose(found.loc['half', ['low', 'high']].to_numpy(float), np.quantile(draws, [.025, .975]), atol=.03)
-    with refused('0 of', 'to be separated'): label_error_auroc(suspects, wrong * 0, frame.patient)
-    with refused('half has no number'): label_error_auroc(suspects.assign(half=np.nan), wrong, frame.patient)
-    with refused('blind has no number', known.index[0]): label_error_auroc(suspects.drop(known.index[0]), wrong, frame.patient)
+    with refused('0 of', 'to be separated'): label_error_auroc(error_scores, wrong * 0, frame.patient)
+    with refused('half has no number'): label_error_auroc(error_scores.assign(half=np.nan), wrong, frame.patient)
+    with refused('blind has no number', known.index[0]): label_error_auroc(error_scores.drop(known.index[0]), wrong, frame.patient)
 
 def test_the_gain_of_averaging(rng):
     subsets, true = random_subsets(150, 150, seed=int(rng.integers(1e6))), rng.normal(size=150)
@@ -297,12 +297,12 @@ def test_the_gain_of_averaging(rng):
 def test_a_run_from_noise_to_scores(data, tmp_path):
     names, noise = ['random', 'loss', 'influence', 'cosine'], LabelNoise('one_finding', 'Effusion', .2)
     def run(): return noisy_run(data, RECIPE, noise, 3, tmp_path, names)
-    suspects, truth = run()
-    assert list(suspects) == names and suspects.index.equals(data.train.index) and truth.index.equals(suspects.index)
-    pd.testing.assert_frame_equal(run()[0], suspects)
+    error_scores, truth = run()
+    assert list(error_scores) == names and error_scores.index.equals(data.train.index) and truth.index.equals(error_scores.index)
+    pd.testing.assert_frame_equal(run()[0], error_scores)
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1 # found again by what it is made of
-    known = known_facts(data.frame, suspects.assign(self_influence=1.))
-    assert known.index.equals(suspects.index) and known.notna().all(axis=None)
+    known = known_facts(data.frame, error_scores.assign(self_influence=1.))
+    assert known.index.equals(error_scores.index) and known.notna().all(axis=None)
 
 def test_retrainings_are_kept(data, tmp_path, monkeypatch):
     halves = random_subsets(len(data.train), 2)

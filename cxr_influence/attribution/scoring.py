@@ -64,6 +64,9 @@ def _check_count(name:str, value) -> None:
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise InputError(f'{name} is {value!r}: give a whole number above 0.')
 
+def _check_batch_size(size) -> None: # None: as the device has it
+    if size is not None: _check_count('batch_size', size)
+
 # %% ../../nbs/5_attribution/04_scoring.ipynb #404da223
 _COLUMNS = ('influence', 'rank', 'optimiser_aware', 'self_influence', 'cosine', 'loss')
 
@@ -484,7 +487,7 @@ def score_checkpoint(
     _check_same_findings(checkpoint, data)
     query = _Query(query_losses(data.frame, per_finding, groups, against), layers, against)
     processes = join_processes(settings.pop('device', None))
-    if settings.get('batch_size') is not None: _check_count('batch_size', settings['batch_size'])
+    _check_batch_size(settings.get('batch_size'))
     with _hold(_kept_folder(out), processes):
         return _score_checkpoint(checkpoint, data, query, _kept_folder(out),
                                  processes=processes, **settings)
@@ -619,7 +622,7 @@ def _score_and_write(
 ) -> pd.DataFrame:
     "Score at each checkpoint, add up, and write the table and its facts."
     start, processes = time.perf_counter(), join_processes(device)
-    if settings.get('batch_size') is not None: _check_count('batch_size', settings['batch_size'])
+    _check_batch_size(settings.get('batch_size'))
     settings['processes'] = processes
     with _hold(_kept_folder(out), processes):
         parts = _score_run(checkpoints, data, query, _kept_folder(out), **settings)

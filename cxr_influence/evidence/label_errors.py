@@ -227,13 +227,13 @@ def compare_with_baseline(
 def repairs(
     right:pd.DataFrame, # the frame before the noise
     noisy:pd.DataFrame, # the frame after
-    suspects:pd.DataFrame, # label-error scores, one column per method
+    error_scores:pd.DataFrame, # label-error scores, one column per method
     share:float=.1, # of the training images is flagged
 ) -> dict: # (repair, method) -> frame; also (`right`, ``) and (`noisy`, ``)
     "Drop or relabel what each method flags."
     frames = {('right', ''): right, ('noisy', ''): noisy}
-    for name in suspects:
-        highest = suspects[name].nlargest(round(share * len(suspects))).index
+    for name in error_scores:
+        highest = error_scores[name].nlargest(round(share * len(error_scores))).index
         flagged = noisy.index.isin(highest)
         frames['drop', name] = noisy.assign(split=noisy.split.mask(flagged, 'unused'))
         frames['relabel', name] = noisy.where(~pd.Series(flagged, noisy.index), right)
@@ -302,17 +302,17 @@ def radiologist_disagreement(
 
 # %% ../../nbs/6_evidence/05_label_errors.ipynb #ev-told
 def label_error_auroc(
-    suspects:pd.DataFrame, # label-error scores, index `image`; one column per method
+    error_scores:pd.DataFrame, # label-error scores, index `image`; one column per method
     wrong:pd.Series, # of training images: 1 wrong, 0 right, NaN no answer
     patients:pd.Series, # of the same images
     resamples:int=1000,
 ) -> pd.DataFrame: # one row per method: `auroc`, `low`, `high`
     "AUROC of separating label errors, with a 95 % interval over patients. Raises `InputError`."
     known = wrong.dropna()
-    suspects, groups = suspects.reindex(known.index), patients[known.index].to_numpy()
-    for name in suspects: _check_scores(suspects[name], known == 1)
-    targets = np.tile(known.to_numpy()[:, None], suspects.shape[1])
-    given, names = (targets, suspects.to_numpy('float64')), suspects.columns
+    error_scores, groups = error_scores.reindex(known.index), patients[known.index].to_numpy()
+    for name in error_scores: _check_scores(error_scores[name], known == 1)
+    targets = np.tile(known.to_numpy()[:, None], error_scores.shape[1])
+    given, names = (targets, error_scores.to_numpy('float64')), error_scores.columns
     whole = bootstrap_auroc(*given, np.zeros(len(known)), 1, names=names).iloc[0]
     low, high = percentile_interval(bootstrap_auroc(*given, groups, resamples, names=names))
     return pd.DataFrame({'auroc': whole, 'low': low, 'high': high}, names)

@@ -334,7 +334,7 @@ def _training_data(run:_Run): # a `Data`; None if it is not at hand
     except (KeyError, InputError): return None
 
 # %% ../../nbs/8_runs/04_report.ipynb #rp036
-def _suspects(scores:pd.DataFrame, n:int) -> pd.DataFrame: # index: image; highest loss first
+def _doubtful(scores:pd.DataFrame, n:int) -> pd.DataFrame: # index: image; highest loss first
     "Choose the images to inspect."
     column = 'loss' if 'loss' in scores else 'influence'
     chosen = scores.sort_values(column, ascending=column == 'influence').head(n)
@@ -370,7 +370,7 @@ def _known_errors(data, names) -> str: # a sentence, where the truth is known
 def _inspect(run:_Run, data=None, n:int=12) -> list: # sections
     "Show the images most worth a look."
     scores = _scores(run)
-    chosen, score = _suspects(scores, n), 'loss' if 'loss' in scores else 'influence'
+    chosen, score = _doubtful(scores, n), 'loss' if 'loss' in scores else 'influence'
     columns = chosen[list(dict.fromkeys([score, 'influence', 'order']))]
     images = [_image(row, score, len(scores), data) for row in columns.itertuples()]
     text = (f'The {len(images)} training images of the {_ENDS[score]}. Either the label is '
