@@ -83,7 +83,7 @@ def git(*arguments): # its answer, of this repository
                           encoding='utf-8', check=True).stdout
 
 def _versions(page): # (commit, date, path at that time) of a page, the newest first
-    lines = git('log', '--first-parent', '-m', '--follow', '--format=%h %as',
+    lines = git('log', '--first-parent', '-m', '--follow', '--diff-filter=d', '--format=%h %as',
                 '--name-only', '--abbrev=12', '--',
                 f'{NBS}/{page}').split()
     return list(zip(lines[::3], lines[1::3], lines[2::3]))

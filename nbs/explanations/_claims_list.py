@@ -38,6 +38,7 @@ TABLES = { # name -> page, cell of the table, runs that the page read it from
     'five_seeds': ('explanations/what_tracin_measures.ipynb', 'b6b841b4'),
     'bank': ('6_evidence/09_bank.ipynb', 'bank0030'),
     'board': ('experiments/board.ipynb', 'board021', _by_hand('board')),
+    'predictable': ('explanations/predictable_runs.ipynb', 'pred0008'),
     'within': ('6_evidence/05_label_errors.ipynb', 'win19004'),
     'small_runs': ('experiments/label_errors.ipynb', 'wl-row', _by_hand('label_errors')),
     'tutorial': ('tutorials/find_mislabeled_images.ipynb', 'win19022'),
@@ -86,6 +87,13 @@ def _bank(score, than, text):
     return Claim('retraining', f'Phantom, one smooth run, its last epochs: {text}',
                  f'{place}[lds]', than, True, (f'{place}[low]', f'{place}[high]'))
 
+RUNS = 'explanations/predictable_runs.ipynb'
+SMOOTH, HALF = ('predictable[smooth: batch 128, 1e-3, 48 epochs]',
+                'predictable[batch 128, 1e-3, 24 epochs]')
+def _whole(row, than, text): # a recipe's unrolled score
+    return Claim('retraining', f'Phantom, one whole run of {text}', f'{row}[LDS]', than, True,
+                 (f'{row}[low]', f'{row}[high]'))
+
 HEAD, DOT = 'influence with the inverse Hessian', 'influence, product of gradients'
 CLAIMS = [
     Claim('classifier', 'DenseNet-121 on real radiographs at 64 pixels ranks findings better '
@@ -123,6 +131,9 @@ CLAIMS = [
           'heads[loss][NIH / mean loss]', 0.),
     _bank('unrolled', .85, 'the unrolled score reaches an LDS of {than}'),
     _bank('TracIn', 0., 'TracIn predicts more than chance'),
+    _whole(SMOOTH, .75, '`smooth`: the unrolled score reaches an LDS of {than}'),
+    _whole(HALF, .75, '`smooth` with half of its epochs: it reaches {than}'),
+    _whole('predictable[small]', 0., 'the usual recipe: it predicts more than chance'),
     Claim('retraining', 'Phantom, a smooth run: the unrolled score has a higher LDS than a '
           'random one', 'board[smooth: unrolled][0]', 'board[smooth: random][0]'),
     Claim('retraining', 'Phantom, the usual run: the unrolled score has a lower LDS than '
@@ -205,7 +216,15 @@ PHANTOM, NIH = '[phantom / at 10%]', '[NIH / at 10%]'
 LOSS, INFLUENCE = 'found[one_finding / standardised_loss]', 'found[one_finding / influence]'
 ONE, THREE = 'seeds averaged: 1', 'seeds averaged: 3'
 
-SENTENCES = {EVIDENCE: [ # of a page; what stands in braces is read from the table
+def _lds(row): return f'{{{row}[LDS]:.2f}} [{{{row}[low]:.2f}}, {{{row}[high]:.2f}}]'
+
+SENTENCES = {RUNS: [
+    f'an LDS of {_lds("predictable[small]")}', 'a slope of {predictable[small][slope]:.2f}',
+    'ranks the sets with {predictable[small][LDS of TracIn]:.2f}',
+    f'the LDS is {_lds(SMOOTH)} and the slope {{{SMOOTH}[slope]:.2f}}, at an AUROC of '
+    f'{{{SMOOTH}[AUROC]:.2f}} where `small` has {{predictable[small][AUROC]:.2f}}',
+    f'they are {_lds(HALF)} and {{{HALF}[slope]:.2f}}, at an AUROC of {{{HALF}[AUROC]:.2f}}',
+], EVIDENCE: [ # of a page; what stands in braces is read from the table
     f'the standardised loss finds {{{LOSS}{PHANTOM}:.2f}} of the flipped *Effusion* labels on '
     f'the phantom and {{{LOSS}{NIH}:.2f}} on real radiographs, influence '
     f'{{{INFLUENCE}{PHANTOM}:.2f}} and {{{INFLUENCE}{NIH}:.2f}}',
