@@ -28,6 +28,7 @@ from cxr_influence.training.networks import best_device, make_model
 from cxr_influence.training.resume import fit
 
 ROOT = Path(__file__).resolve().parents[2]
+BACKBONE = 'densenet121'
 NIH_TRAINING, CHECKPOINTS = 86_524, 5 # images of NIH's own training list; of a study
 def validation_images(n:int) -> int: return max(4, n // 40) # target images among n of a whole job
 
@@ -102,7 +103,7 @@ class Work(TorchDispatchMode):
 
 def batch_ways(model, loss, x, y) -> dict: # name -> a call
     "Set up inference, a gradient, and each way to score a batch."
-    validation = x[:8], y[:8]
+    validation = torch.randn(8, *x.shape[1:], device=x.device), torch.zeros(8, y.shape[1], device=y.device)
     with _check_once():
         ways = usual_ways(model, loss, (x, y)) | scoring_ways(model, loss, (x, y), validation, fastest(model))
     del ways['one backward pass an image']
@@ -110,7 +111,7 @@ def batch_ways(model, loss, x, y) -> dict: # name -> a call
 
 def measure_ways(device, size:int, counts) -> list: # rows
     "Measure every way at several batch sizes: speed, memory, work and traffic."
-    rows, model = [], make_model('densenet121').to(device).eval()
+    rows, model = [], make_model(BACKBONE).to(device).eval()
     loss = FocalLoss().to(device)
     for count in counts:
         x, y = torch.randn(count, 3, size, size, device=device), (torch.rand(count, 14, device=device) < .1).float()
@@ -128,7 +129,7 @@ def measure_ways(device, size:int, counts) -> list: # rows
 def compare_precisions(device, x, y) -> list: # rows
     "Compare scores in float32 and TF32 with float64: relative error and rank correlation."
     torch.manual_seed(0)
-    model = make_model('densenet121').eval()
+    model = make_model(BACKBONE).eval()
     def scores(kind, fast=False):
         net, loss = model.to(device, kind), FocalLoss().to(device, kind)
         images, labels = x.to(device, kind), y.to(device, kind)
@@ -173,10 +174,10 @@ def measure_job(folder:Path, device, n:int, size:int, epochs:int=1) -> dict:
     found['store to device: images/s'] = len(rows) / (time.perf_counter() - start)
     batch = 64 if device.type != 'cpu' else 16
     for name in ['no', 'bf16']:
-        training = new_training(data, 'densenet121', batch, join_processes(device), name)
+        training = new_training(data, BACKBONE, batch, join_processes(device), name)
         found[f'training, {name}: images/s'] = images_per_second(our_steps(training), batch, 20 if device.type != 'cpu' else 2)
         del training
-    fit(data, folder / 'run', Recipe('densenet121', loss=FocalLoss(), epochs=epochs, batch_size=batch), device=device)
+    fit(data, folder / 'run', Recipe(BACKBONE, loss=FocalLoss(), epochs=epochs, batch_size=batch), device=device)
     for per_finding, name in [(False, 'total only'), (True, 'per finding')]:
         start = time.perf_counter()
         influence(folder / 'run', data, folder / f'{per_finding}.csv', per_finding=per_finding, device=device)
