@@ -43,11 +43,11 @@ def test_float32_scores_are_those_of_float64(measured):
     assert row['precision'] == 'float32' and row['largest_error'] < 1e-4 and row['rank_correlation'] > .999
 
 def test_an_error_is_noted_and_the_rest_is_measured(gpu, tmp_path, monkeypatch):
-    def fails(*_): raise RuntimeError('full')
+    def fails(*_): raise TypeError('no float64 here')
     for name in ['measure_limits', 'measure_job', 'measure_ways', 'compare_precisions']: monkeypatch.setattr(gpu, name, lambda *_: {'a': 1})
     monkeypatch.setattr(gpu, 'measure_job', fails)
     found = gpu.measure(CPU, 200, 32, [2], 64, tmp_path/'x.json')
-    assert found['job'] == {'error': 'RuntimeError: full'} and found['ways'] == {'a': 1}
+    assert found['job'] == {'error': 'TypeError: no float64 here'} and found['ways'] == {'a': 1}
 
 def test_without_an_accelerator_nothing_is_measured(tmp_path):
     if torch.accelerator.is_available(): pytest.skip('there is one')

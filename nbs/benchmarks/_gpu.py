@@ -1,6 +1,6 @@
 """Measure a machine's accelerator: correctness, precisions, speed, memory, limits. `make gpu` runs it.
 The page beside this file, accelerators.ipynb, shows what it writes to the folder machines."""
-import argparse, datetime, json, os, platform, re, shutil, subprocess, sys, tempfile, time
+import argparse, datetime, json, os, platform, re, shlex, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +16,7 @@ from cxr_influence.attribution.densenet import fastest
 from cxr_influence.attribution.scoring import influence
 from cxr_influence.attribution.tracin import _check_once, _full_precision, gradient, image_losses
 from cxr_influence.data.batches import Data, batches
-from cxr_influence.data.files import InputError, _write_whole
+from cxr_influence.data.files import _write_whole
 from cxr_influence.data.labels import FINDINGS
 from cxr_influence.data.store import decode
 from cxr_influence.data.tables import read_dataset
@@ -194,11 +194,12 @@ def run_tests() -> dict:
 
 def measure(device, n:int, size:int, counts, matrix:int, out:Path) -> dict:
     "Measure all; what is measured is written after each part, so that a stop loses nothing."
-    found = {'machine': describe_machine(device), 'command': 'make gpu'}
+    given = shlex.join(sys.argv[1:])
+    found = {'machine': describe_machine(device), 'command': f'make gpu ARGS="{given}"' if given else 'make gpu'}
     def note(part, call):
         start = time.perf_counter()
         try: found[part] = call()
-        except (RuntimeError, InputError) as error: found[part] = {'error': f'{type(error).__name__}: {error}'}
+        except Exception as error: found[part] = {'error': f'{type(error).__name__}: {error}'}
         print(f'{part}: {time.perf_counter() - start:.0f} s', flush=True)
         _write_whole(out, json.dumps(found, indent=1))
     with tempfile.TemporaryDirectory() as folder:
@@ -230,6 +231,6 @@ def main() -> int:
     out = asked.out or Path(__file__).with_name('machines') / f'{name}.json'
     found = measure(device, asked.images, asked.size, asked.batches, asked.matrix, out)
     print(json.dumps({part: found[part] for part in ['machine', 'limits', 'precisions', 'tests', 'job']}, indent=1))
-    return int(any('error' in part for part in found.values()) or not found['tests']['passed'])
+    return int(any('error' in part for part in found.values()) or not found['tests'].get('passed'))
 
 if __name__ == '__main__': sys.exit(main())
