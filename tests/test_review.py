@@ -310,7 +310,7 @@ def test_gains_are_paired_by_seed_and_patient(data, rng):
     def logits(name, shift): return {(name, seed): right * shift + noise[seed] for seed in noise}
     same = correction_gains(logits('a', 0) | logits('b', 0), data.frame, 'a', 50)
     assert (same.loc['b', ['gain', 'low', 'high']] == 0).all()
-    better = correction_gains(logits('b', 4) | logits('a', 0), data.frame, 'a', 50).loc['b']
+    better = correction_gains(logits('b', 9) | logits('a', -9), data.frame, 'a', 50).loc['b'] # far apart, whatever the noise
     assert better.low > 0 and better.low <= better.gain <= better.high
     sentence(correction_gains, logits('a', 0) | {('b', 7): right}, data.frame, 'a')
     sentence(correction_gains, logits('a', 0), data.frame, 'c')
