@@ -33,7 +33,8 @@ setup(
     # the experiments are notebooks, and part of the program: they ship inside the package
     packages=[*find_packages(include=['cxr_influence', 'cxr_influence.*']), 'cxr_influence.experiments'],
     package_dir={'cxr_influence': 'cxr_influence', 'cxr_influence.experiments': 'nbs/experiments'},
-    package_data={'cxr_influence.experiments': ['*.ipynb'], 'cxr_influence.training': ['published_auroc.csv'],
+    package_data={'cxr_influence': ['figures.mplstyle'], 'cxr_influence.experiments': ['*.ipynb'],
+                  'cxr_influence.training': ['published_auroc.csv'],
                   'cxr_influence.review': ['review.js', 'review.css']},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['cxr_influence=cxr_influence._modidx:d']},
     zip_safe=False)

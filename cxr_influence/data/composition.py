@@ -30,7 +30,7 @@ def shared_by_patient(
             'low': low, 'high': high}
 
 # %% ../../nbs/1_data/10_composition.ipynb #c2e826c3
-_SPLIT_COLOURS = {'train': '#0072B2', 'validation': '#E69F00', 'test': '#009E73'}
+_SPLIT_COLOURS = {'train': 'C0', 'validation': 'C3', 'test': 'C2'}
 
 def split_shares(
     frame:pd.DataFrame, # as from `read_nih`

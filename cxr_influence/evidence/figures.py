@@ -31,7 +31,7 @@ def plot_history(
     left.plot(history.validation_loss, 'o-', ms=3, label='validation')
     left.set(xlabel='epoch', ylabel='loss per image')
     left.legend(ncols=2, fontsize=8, loc='lower center', bbox_to_anchor=(.5, 1))
-    right.plot(history.validation_auroc, 'o-', ms=3, color='tab:green')
+    right.plot(history.validation_auroc, 'o-', ms=3, color='C2')
     best = history.validation_auroc.idxmax()
     right.plot(best, history.validation_auroc[best], 'o', ms=9, mfc='none', color='k')
     right.set(xlabel='epoch', ylabel='validation AUROC', title=f'best: epoch {best}')
@@ -53,7 +53,7 @@ def _warn(
 ) -> None:
     "Write below a figure why its scores are not to be trusted, if they say so."
     if warning := scores.attrs.get('warning'):
-        figure.supxlabel(fill(f'Beware: {warning}', 90), fontsize=8, color='tab:red')
+        figure.supxlabel(fill(f'Beware: {warning}', 90), fontsize=8, color='C1')
 
 # %% ../../nbs/6_evidence/08_figures.ipynb #d64e9c84
 def plot_influence(
@@ -66,7 +66,7 @@ def plot_influence(
     names = [f'proponents {helped:.0%}', f'opponents {1 - helped:.0%}']
     kinds = np.where(scores.influence > 0, *names)
     sns.histplot(x=scores.influence.clip(*ends), hue=kinds, hue_order=names, bins=60, ax=ax,
-                 palette=['tab:blue', 'tab:red'], edgecolor='none', multiple='stack')
+                 palette=['C0', 'C1'], edgecolor='none', multiple='stack')
     sns.move_legend(ax, 'lower center', bbox_to_anchor=(.5, 1), ncols=2, fontsize=8, title=None)
     ax.axvline(0, color='k', lw=.8)
     ax.set(xlabel='influence: fall of the mean validation loss', ylabel='images')

@@ -229,7 +229,7 @@ def _draw_intervals(
     **keywords, # of the marks, such as color and label
 ) -> None:
     "Draw values as marks on their intervals."
-    color = keywords.setdefault('color', 'tab:blue')
+    color = keywords.setdefault('color', 'C0')
     line = ax.vlines if upright else ax.hlines
     line(places, *ends, color=color, lw=2, alpha=.5 * keywords.get('alpha', 1))
     x, y = (places, values) if upright else (values, places)

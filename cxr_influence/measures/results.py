@@ -128,7 +128,7 @@ def plot_findings(
     figure, ax = plt.subplots(figsize=(5.6, 4.3), layout='constrained')
     macro = table.auroc['macro']
     ax.axvline(.5, color='k', lw=.8, ls=':')
-    ax.axvline(macro, color='tab:orange', lw=1.2, label=f'macro {macro:.3f}')
+    ax.axvline(macro, color='C1', lw=1.2, label=f'macro {macro:.3f}')
     _draw_intervals(ax, places, rows.auroc, ends)
     if published is not None: _draw_published(ax, places, published.reindex(rows.index))
     names = [f'{name.replace("_", " ")} ({row.positives:.0f})' for name, row in rows.iterrows()]

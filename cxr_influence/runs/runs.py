@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import papermill
 import torch.distributed
 
 # %% ../../nbs/8_runs/02_runs.ipynb #run0004
@@ -23,7 +22,6 @@ from ipykernel.kernelspec import get_kernel_dict
 from joblib import cpu_count
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
-from nbclient.exceptions import DeadKernelError
 
 import cxr_influence
 from ..data.batches import Data
@@ -427,6 +425,8 @@ class _Failed(InputError):
 
 def _failure(error, name:str, folder:Path, process=None) -> BaseException: # to raise
     "Describe in a sentence why a notebook stopped."
+    import papermill
+    from nbclient.exceptions import DeadKernelError
     where = f'{folder / "log.txt"} and notebook.ipynb have more'
     if _helps(): where = f'in process {os.environ["RANK"]}, which shares the work'
     if isinstance(error, DeadKernelError):
@@ -455,6 +455,8 @@ def _execute(
     cwd:str|None=None, # the folder in which it is executed; None: this one
 ) -> None:
     "Execute a notebook. Raises `InputError` if a cell fails or the kernel dies."
+    import papermill # two seconds, which an experiment's own kernel is spared
+    from nbclient.exceptions import DeadKernelError
     environment, paths = _environment(folder, threads), [path, folder / 'notebook.ipynb']
     with (open(folder / 'log.txt', 'a', encoding='utf-8') as log, warnings.catch_warnings(),
           _following(path.stem, quiet) as environment['CXR_PROGRESS']):
