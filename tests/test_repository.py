@@ -126,6 +126,10 @@ def test_importing_the_package_is_quick():
     code = "import sys, cxr_influence; print([m for m in ('torch', 'pandas', 'nbconvert', 'papermill') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, '-c', code], text=True).strip() == '[]'
 
+def test_the_kernel_of_an_experiment_imports_no_papermill():
+    code = "import sys, cxr_influence.runs.runs; print([m for m in ('papermill', 'nbformat', 'jsonschema') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, '-c', code], text=True).strip() == '[]'
+
 @pytest.mark.parametrize('module', TREES)
 def test_a_module_imports_only_earlier_ones(module):
     assert used_modules(module) <= set(ORDER[:ORDER.index(module)]) | {'__version__'}

@@ -425,7 +425,7 @@ class _Failed(InputError):
 
 def _failure(error, name:str, folder:Path, process=None) -> BaseException: # to raise
     "Describe in a sentence why a notebook stopped."
-    import papermill
+    import papermill # as in `_execute`, only when a notebook is executed
     from nbclient.exceptions import DeadKernelError
     where = f'{folder / "log.txt"} and notebook.ipynb have more'
     if _helps(): where = f'in process {os.environ["RANK"]}, which shares the work'
