@@ -361,6 +361,23 @@ def _catch_up(self:_Training, out:Path, bar) -> None:
     if newest and newest.facts['step'] > self.step: self._restore(newest)
     bar.update(self._seen - before)
 
+# %% ../../nbs/4_training/06_resume.ipynb #fbfb3a65
+def _keep_generators(processes:Processes): # a context
+    "Leave torch's generators outside as they were."
+    device = processes.device
+    return torch.random.fork_rng([device] if device.type == 'cuda' else [])
+
+@patch(as_prop=True)
+def _seen(self:_Training) -> int: # images
+    return self.epochs * len(self.rows) + sum(self.sizes[:self.done])
+
+@patch
+def _bar(self:_Training): # as from `_progress`
+    "One bar for all epochs, of images."
+    images = len(self.rows) * self.run['epochs']
+    return _progress(about='training', total=images, initial=self._seen, unit='image',
+                     disable=not self.processes.main)
+
 # %% ../../nbs/4_training/06_resume.ipynb #cc158ec2
 def fit(
     data:Data,
@@ -386,23 +403,6 @@ def fit(
                 if after_epoch and processes.main: after_epoch(read_history(out))
         if processes.main: _write_history(out)
     return read_history(out)
-
-# %% ../../nbs/4_training/06_resume.ipynb #fbfb3a65
-def _keep_generators(processes:Processes): # a context
-    "Leave torch's generators outside as they were."
-    device = processes.device
-    return torch.random.fork_rng([device] if device.type == 'cuda' else [])
-
-@patch(as_prop=True)
-def _seen(self:_Training) -> int: # images
-    return self.epochs * len(self.rows) + sum(self.sizes[:self.done])
-
-@patch
-def _bar(self:_Training): # as from `_progress`
-    "One bar for all epochs, of images."
-    images = len(self.rows) * self.run['epochs']
-    return _progress(about='training', total=images, initial=self._seen, unit='image',
-                     disable=not self.processes.main)
 
 # %% ../../nbs/4_training/06_resume.ipynb #trained2
 def trained(
