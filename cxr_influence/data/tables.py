@@ -295,6 +295,22 @@ def _check_unpacked(path:str|Path) -> None:
     raise InputError(f'{path} unpacks to more than {most:,} bytes, far more than its size: '
                      'unpack it yourself if you trust it.')
 
+# %% ../../nbs/1_data/06_tables.ipynb #05dcb733
+_AT_HAND = 'at hand' # a table, or a function of it, that was given in Python
+
+def _describe_reading(given:dict) -> dict: # for the facts of a checkpoint
+    "Write out what `read_dataset` was called with, as far as JSON can hold it."
+    table, root = given.pop('table'), Path(given['root']).resolve()
+    by_hand = {'table': _AT_HAND, 'on_error': given['on_error']}
+    if isinstance(table, pd.DataFrame): return by_hand
+    path, usual = Path(table).resolve(), read_dataset.__kwdefaults__
+    inside = path.is_relative_to(root)
+    kept = {name: value for name, value in given.items() if name in [*usual, 'image', 'patient',
+            'findings'] and not (name in usual and value is usual[name]) and name != 'on_error'}
+    kept |= {'table': str(path.relative_to(root) if inside else path)}
+    try: return by_hand | {'table': json.loads(json.dumps(kept))}
+    except (TypeError, ValueError): return by_hand
+
 # %% ../../nbs/1_data/06_tables.ipynb #4e76ff53
 def read_dataset(
     table:str|Path|pd.DataFrame, # a CSV, or a table at hand: one row per image
@@ -337,21 +353,6 @@ def read_dataset(
     return frame
 
 # %% ../../nbs/1_data/06_tables.ipynb #any995510
-_AT_HAND = 'at hand' # a table, or a function of it, that was given in Python
-
-def _describe_reading(given:dict) -> dict: # for the facts of a checkpoint
-    "Write out what `read_dataset` was called with, as far as JSON can hold it."
-    table, root = given.pop('table'), Path(given['root']).resolve()
-    by_hand = {'table': _AT_HAND, 'on_error': given['on_error']}
-    if isinstance(table, pd.DataFrame): return by_hand
-    path, usual = Path(table).resolve(), read_dataset.__kwdefaults__
-    inside = path.is_relative_to(root)
-    kept = {name: value for name, value in given.items() if name in [*usual, 'image', 'patient',
-            'findings'] and not (name in usual and value is usual[name]) and name != 'on_error'}
-    kept |= {'table': str(path.relative_to(root) if inside else path)}
-    try: return by_hand | {'table': json.loads(json.dumps(kept))}
-    except (TypeError, ValueError): return by_hand
-
 def _described(root:str|Path, table) -> dict|str|None: # None: NIH's tables
     "Find how a folder's table is read: by the facts of a run, or `dataset.json`."
     path = Path(root) / 'dataset.json'
