@@ -168,10 +168,11 @@ def _check_arrival(self:_Replay, moment:_Moment) -> None:
     share = float((moment.after.p - there).norm() / there.norm())
     if share < 1e-4: return
     facts, here = checkpoint.facts, {'device': str(self.processes.device),
-                                     'torch': torch.__version__}
-    there = {'device': facts.get('device'), 'torch': facts.get('versions', {}).get('torch')}
+                                     'torch': torch.__version__,
+                                     'threads': torch.get_num_threads()}
+    there = facts | {'torch': facts.get('versions', {}).get('torch')}
     differ = ', '.join(f'{name} {there[name]}, here {here[name]}' for name in here
-                       if there[name] != here[name]) or 'perhaps the number of threads'
+                       if there.get(name, here[name]) != here[name]) or 'another processor'
     raise InputError(f'Taken again, the steps of epoch {epoch} end {share:.1g} away from the '
                      f'weights in {checkpoint.folder}: another machine or setting trained it '
                      f'({differ}); train it here, and with as many threads.')

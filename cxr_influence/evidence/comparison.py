@@ -20,9 +20,9 @@ from ..measures.intervals import (_draw_intervals, patient_weights,
 from ..data.labels import findings_of
 
 # %% ../../nbs/6_evidence/04_comparison.ipynb #ad35e6c9
-_RULE_STYLES = {'top': ('tab:blue', 'v'), 'bottom': ('tab:red', '^'), 'random': ('.45', 'o'),
-                'stratified': ('k', 's'), 'stratified_top': ('tab:cyan', '<'),
-                'stratified_bottom': ('tab:orange', '>')}
+_RULE_STYLES = {'top': ('C0', 'v'), 'bottom': ('C1', '^'), 'random': ('.45', 'o'),
+                'stratified': ('k', 's'), 'stratified_top': ('C4', '<'),
+                'stratified_bottom': ('C3', '>')}
 
 def _lay_panels(
     table:pd.DataFrame, # with `valuation`

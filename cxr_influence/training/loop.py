@@ -7,6 +7,7 @@ __all__ = ['predict']
 
 # %% ../../nbs/4_training/05_loop.ipynb #529f15bb
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -92,7 +93,8 @@ def _make_optimizer(
     full = [p for p in model.parameters() if p.ndim >= 2]
     groups = [{'params': full, 'weight_decay': weight_decay},
               {'params': flat, 'weight_decay': 0.}]
-    optimizer = (_SmoothAdamW if root_epsilon else torch.optim.AdamW)(
+    usual = partial(torch.optim.AdamW, foreach=True) # all parameters at once
+    optimizer = (_SmoothAdamW if root_epsilon else usual)(
         groups, lr=learning_rate, betas=tuple(betas))
     optimizer.root_epsilon = root_epsilon
     return optimizer

@@ -39,6 +39,7 @@ def _facts(self:_Training) -> dict: # JSON
         scaler=self.scaler.state_dict(), weights_facts=self.model.weights_facts,
         root=self.data.root, reading=self.data.frame.attrs.get('reading', {}),
         device=str(self.processes.device), processes=self.processes.count,
+        threads=torch.get_num_threads(),
         versions={'torch': torch.__version__, 'torchvision': torchvision.__version__})
 
 @patch
