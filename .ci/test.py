@@ -91,8 +91,8 @@ def tests(files):
     return max(0, count['tests'] - bad - count['skipped']), bad or int(code != 0), count['skipped'], text
 
 # Those that take longest begin first: at the end only short ones are left, and no core waits for another.
-LONG = ['what_tracin_measures', '10_peers', '02_valuations', '09_bank', '08_whole_run', '05_pairwise', '06_pools', '05_label_errors',
-        '02_runs', 'why_it_is_fast', '05_cli', 'index', 'sweep_on_a_cluster', '03_sweeps']
+LONG = ['what_tracin_measures', '02_valuations', '09_bank', '05_label_errors', '06_pools', '05_pairwise', '04_scoring', '02_runs',
+        'why_it_is_fast', '05_cli', 'index', 'sweep_on_a_cluster', '03_sweeps', '10_peers', '08_whole_run']
 
 # Cheap pages with cells that need NIH's data: they must say so, and go on.
 WITHOUT_DATA = ['nbs/1_data/03_nih.ipynb', 'nbs/1_data/10_composition.ipynb']
