@@ -1,5 +1,5 @@
 "One small phantom, one trained run of it, and the real images where they are."
-import os, sys
+import multiprocessing, os, runpy, signal, sys
 from pathlib import Path
 
 os.environ.setdefault('TQDM_DISABLE', '1') # before tqdm is imported
@@ -79,6 +79,36 @@ def hurt(path, how, rng):
 def in_a_new_process():
     "Forget which files were found whole."
     files._WHOLE.clear()
+
+# Processes of their own that begin at once, as forks of one that has imported what else takes each five seconds.
+FORKS = multiprocessing.get_context('forkserver')
+FORKS.set_forkserver_preload(['cxr_influence.training.resume', 'cxr_influence.attribution.pairwise', 'cxr_influence.evidence.subsets',
+                              'cxr_influence.evidence.valuations', 'cxr_influence.runs.sweeps'])
+
+def _run_script(words, log):
+    os.setsid()
+    for number in (1, 2): os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.environ['CUDA_VISIBLE_DEVICES'] = ''
+    torch.set_num_threads(1)
+    sys.argv = words
+    runpy.run_path(words[0], run_name='__main__')
+
+class Script:
+    "A script that runs in such a process, a session of its own, on one thread; what it prints goes to a file beside it."
+    def __init__(self, *words):
+        words = [str(word) for word in words]
+        self.log = Path(f'{words[0]}.{os.urandom(4).hex()}.log')
+        self.process = FORKS.Process(target=_run_script, args=(words, str(self.log)))
+        self.process.start()
+        self.pid = self.process.pid
+    def poll(self): return self.process.exitcode
+    def wait(self, seconds=300):
+        self.process.join(seconds)
+        assert self.poll() is not None, f'{self.pid} has not ended after {seconds} s'
+        return self.poll()
+    def send_signal(self, number): os.kill(self.pid, number)
+    def kill(self): os.killpg(self.pid, signal.SIGKILL)
+    def said(self): return self.log.read_text()
 
 LAUNCH = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes=2', '--num_machines=1',
           '--main_process_port=0', '--mixed_precision=no', '--dynamo_backend=no']

@@ -1,5 +1,5 @@
 "Retraining on part of the images: what is kept, shared, resumed, and run side by side."
-import multiprocessing, os, signal, subprocess, sys, time
+import os, signal, subprocess, sys, time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import hurt, in_a_new_process, refused, sentence
+from conftest import FORKS, Script, hurt, in_a_new_process, refused, sentence
 from cxr_influence.data.labels import FINDINGS
 from cxr_influence.evidence import retraining
 from cxr_influence.evidence.retraining import (_made_of, _keep_best, retrain, run_side_by_side,
@@ -150,11 +150,10 @@ def environment():
     return os.environ | {'TQDM_DISABLE': '1', 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1', 'PYTHONPATH': ROOT}
 
 def test_a_killed_retraining_resumes_and_gives_the_same(phantom, data, tmp_path):
-    call = [sys.executable, *script(tmp_path, phantom, data, tmp_path/'out', 8)]
-    process = subprocess.Popen(call, start_new_session=True, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = Script(*script(tmp_path, phantom, data, tmp_path/'out', 8))
     until = time.monotonic() + 120
     while not list((tmp_path/'out').glob('*/epoch_002')) and process.poll() is None and time.monotonic() < until: time.sleep(.01)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     assert not list((tmp_path/'out').glob('*.parquet')) and list((tmp_path/'out').glob('*/epoch_*'))
     recipe, rows, threads = RECIPE._replace(epochs=8), data.rows('test'), torch.get_num_threads()
@@ -226,7 +225,7 @@ def test_a_bug_keeps_its_traceback():
     with ThreadPoolExecutor(1) as pool, pytest.raises(KeyError, match='a bug'): run_side_by_side(fail, [()], 'calls', pool)
 
 def test_a_killed_process_is_reported_in_a_sentence():
-    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+    with ProcessPoolExecutor(1, FORKS) as pool:
         with refused('was killed', '0 of 1 calls', 'resume'): run_side_by_side(die, [()], 'calls', pool)
 
 def test_a_killed_worker_of_dask_is_reported_in_a_sentence():

@@ -1,12 +1,11 @@
 "Runs that can be trusted: typed parameters, provenance, nothing stale, nothing lost, sweeps that survive."
 import json, os, random, shutil, signal, string, subprocess, sys, time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import nbformat, numpy as np, pandas as pd, papermill, pytest
 
-from conftest import refused, sentence
+from conftest import FORKS, Script, refused, sentence
 from cxr_influence.runs import runs as module
 from cxr_influence.runs.parameters import (_read_parameters, check_parameters, experiments,
     parameters_of)
@@ -233,8 +232,8 @@ SLOW = 'import time\nfrom pathlib import Path\nif not (Path(out)/"begun").exists
 def test_an_interrupted_run_is_known_as_such_and_resumes(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = write(tmp_path/'slow.ipynb', FIRST, SLOW, ROW)
-    code = f'from cxr_influence.runs.runs import run\nrun({str(page)!r}, a=3)'
-    child = subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.DEVNULL)
+    (tmp_path/'script.py').write_text(f'from cxr_influence.runs.runs import run\nrun({str(page)!r}, a=3)')
+    child = Script(tmp_path/'script.py')
     folder = tmp_path/'_runs/slow/a=3.0'
     while not (folder/'begun').exists(): assert child.poll() is None and not time.sleep(.1)
     assert _status(folder) == 'running'
@@ -304,8 +303,8 @@ def test_another_runs_results_are_never_in_a_row(tiny):
 def test_ctrl_c_in_a_sweep_stops_its_kernels(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = write(tmp_path/'slow.ipynb', FIRST, SLOW, ROW)
-    code = f'from cxr_influence.runs.sweeps import sweep\nsweep({str(page)!r}, {{"a": [1, 2, 3]}}, workers=2)'
-    child = subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.DEVNULL)
+    (tmp_path/'script.py').write_text(f'from cxr_influence.runs.sweeps import sweep\nsweep({str(page)!r}, {{"a": [1, 2, 3]}}, workers=2)')
+    child = Script(tmp_path/'script.py')
     folders = [tmp_path/f'_runs/slow/a={a}.0' for a in (1, 2, 3)]
     while not all((folder/'begun').exists() for folder in folders[:2]): assert child.poll() is None and not time.sleep(.1)
     child.send_signal(signal.SIGINT)
@@ -325,7 +324,7 @@ def test_a_killed_worker_is_survived(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page, tables = write(tmp_path/'deadly.ipynb', FIRST, DEADLY, ROW), []
     for _ in range(2):
-        with ProcessPoolExecutor(2, get_context('spawn')) as pool: tables.append(sweep(page, {'a': [1, 2, 3]}, pool))
+        with ProcessPoolExecutor(2, FORKS) as pool: tables.append(sweep(page, {'a': [1, 2, 3]}, pool))
     assert len(tables[0]) == 3 and tables[0].status.iloc[0] == 'interrupted' and 'killed' in tables[0].error.iloc[0]
     assert tables[1].status.tolist() == ['complete'] * 3 and tables[1].result.tolist() == [.5, 1, 1.5]
 

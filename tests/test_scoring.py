@@ -1,10 +1,10 @@
 "From a folder of checkpoints to a table of scores: the sum, its refusals, its resumption, its company."
-import json, multiprocessing, os, runpy, shutil, subprocess, sys, time
+import json, os, shutil, subprocess, sys, time
 
 import numpy as np
 import pandas as pd
 import pytest, torch
-from conftest import hurt, in_a_new_process, refused, rewrite, sentence
+from conftest import Script, hurt, in_a_new_process, refused, rewrite, sentence
 
 from cxr_influence.attribution import scoring
 from cxr_influence.data.batches import Data, batches, normalise
@@ -218,30 +218,16 @@ def command(data, phantom, checkpoints, out):
 
 def quiet(): return os.environ | {'TQDM_DISABLE': '1', 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
 
-def run_script(path, *words):
-    "In a process whose parent has torch loaded already: run a script."
-    torch.set_num_threads(1)
-    os.environ['CUDA_VISIBLE_DEVICES'] = ''
-    sys.argv = [str(path), *words]
-    runpy.run_path(str(path), run_name='__main__')
-
 def test_killed_and_resumed_is_uninterrupted(data, phantom, checkpoints, tmp_path):
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['cxr_influence.attribution.pairwise'])
-    def start(out):
-        process = context.Process(target=run_script, args=[str(word) for word in [*script, out]])
-        process.start()
-        return process
     *script, _ = command(data, phantom, checkpoints, tmp_path/'out')
     for seen in ['influence.checkpoints/epoch_001/*.parquet', 'influence.checkpoints/epoch_001.parquet', 'pairs/blocks/*.parquet']:
-        process = start(tmp_path/'out')
-        while not list((tmp_path/'out').glob(seen)) and process.is_alive(): time.sleep(.02)
-        process.kill(); process.join()
+        process = Script(*script, tmp_path/'out')
+        while not list((tmp_path/'out').glob(seen)) and process.poll() is None: time.sleep(.02)
+        process.kill(); process.wait()
     assert not (tmp_path/'out/pairs/pairwise.json').exists()
     for name in 'out', 'other':
-        process = start(tmp_path/name)
-        process.join()
-        assert process.exitcode == 0
+        process = Script(*script, tmp_path/name)
+        assert process.wait() == 0, process.said()
     for name in 'influence.csv', 'pairs/pairwise.npy', 'pairs/pairwise.json':
         assert (tmp_path/'out'/name).read_bytes() == (tmp_path/'other'/name).read_bytes(), name
 
@@ -251,7 +237,7 @@ def test_two_processes_are_one(data, phantom, checkpoints, tmp_path):
               '--main_process_port=0', '--mixed_precision=no', '--dynamo_backend=no']
     done = subprocess.run([*launch, *call], env=quiet(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    subprocess.run([sys.executable, *call[:-1], str(tmp_path/'one')], env=quiet(), check=True, stdout=subprocess.DEVNULL)
+    assert Script(*call[:-1], tmp_path/'one').wait() == 0
     one, two = (pd.read_parquet(tmp_path/name/'influence.parquet') for name in ['one', 'two'])
     assert one.index.equals(two.index)
     for name in one: # float32: the validation gradient is added up in another order
@@ -318,17 +304,11 @@ def test_scoring_sets_the_precision_and_leaves_cudnn_as_it_is(on):
 
 # Runs one can trust: company, damage, full disks, late refusals
 
-def run_together(calls, environment):
-    "Start commands at once, and return what each wrote to standard error; all must succeed."
-    processes = [subprocess.Popen(call, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for call in calls]
-    said = [process.communicate()[1] for process in processes]
-    assert not any(process.returncode for process in processes), said
-    return said
-
 def test_two_scorers_of_one_output_share_the_work(data, phantom, checkpoints, tmp_path):
-    call = [sys.executable, *map(str, command(data, phantom, checkpoints, tmp_path/'out'))]
-    said = run_together([call, call], quiet())
-    assert ''.join(said).count('waiting for it') >= 1 # the first to come worked, the other waited
+    call = command(data, phantom, checkpoints, tmp_path/'out')
+    two = [Script(*call) for _ in range(2)]
+    assert [process.wait() for process in two] == [0, 0], [process.said() for process in two]
+    assert ''.join(process.said() for process in two).count('waiting for it') >= 1 # the first to come worked, the other waited
     scores = influence(checkpoints, data, tmp_path/'alone.csv')
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path/'out/influence.parquet'), scores, rtol=1e-3, atol=1e-3 * scores.influence.abs().max())
     assert open_pairwise(tmp_path/'out/pairs').shape == (len(data.validation), len(data.train))

@@ -222,19 +222,70 @@ LOOK = r'''() => {
   return found; }'''
 NARROW = '''() => document.documentElement.scrollWidth > 390 ? [`at 390 pixels ${document.documentElement.scrollWidth} wide`] : []'''
 
-def test_every_page_opens_well(site, address):
+def axe():
+    found = importlib.util.find_spec('axe_playwright_python')
+    return found and Path(found.submodule_search_locations[0])/'axe.min.js'
+
+# What all pages share need not be measured two hundred times, it takes minutes: on long pages each block of code becomes one text, and a
+# page without colours of its own is read in light or in dark, by turns. Contrast takes most of axe's time, and most of a page's texts
+# look alike: of those with the same colours and font, on the same layers down to the page's own, one is measured.
+STRUCTURE = '''async () => {
+  const code = [...document.querySelectorAll('main pre code')];
+  if (code.length > 25) code.forEach(block => block.replaceChildren(block.textContent));
+  return (await axe.run(document, {resultTypes: ['violations'], rules: {'color-contrast': {enabled: false}}})).violations; }'''
+COLOURS = r'''async () => {
+  const chains = new Map(), kinds = new Map();
+  const layer = s => [s.backgroundColor, s.backgroundImage, s.opacity, s.position, s.zIndex, s.filter, s.mixBlendMode].join();
+  const chain = e => {
+    if (e && !chains.has(e)) chains.set(e, `${layer(getComputedStyle(e))}|${chain(e.parentElement)}`);
+    return e ? chains.get(e) : ''; };
+  for (const e of document.querySelectorAll('body, body *')) {
+    const field = e.matches('input, select, textarea');
+    if (!e.checkVisibility() || !field && ![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
+    const s = getComputedStyle(e), kind = [field, s.color, s.fontSize, s.fontWeight, s.textShadow, s.webkitTextFillColor, chain(e)].join();
+    if (!kinds.has(kind)) kinds.set(kind, e);
+  }
+  const include = [...kinds.values()], exclude = include.flatMap(e => [...e.children]).filter(e => !include.includes(e));
+  const {violations, passes} = await axe.run({include, exclude}, {resultTypes: ['violations', 'passes'], runOnly: ['color-contrast']});
+  const measured = [...violations, ...passes].reduce((n, v) => n + v.nodes.length, 0);
+  return measured > include.length / 2 ? violations : [{id: `of ${include.length} kinds of text only ${measured} were measured`, impact: 'serious', nodes: [{html: ''}]}]; }'''
+DARK = "mode => !document.querySelector('.quarto-dark') === (mode === 'light')" # the page's own scripts see to it
+
+def serious(violations):
+    return [f'{v["id"]}: {len(v["nodes"])}, {v["nodes"][0]["html"][:140]}' for v in violations if v['impact'] in ('serious', 'critical')]
+
+@pytest.fixture(scope='module')
+def visits(site, address):
+    "Each page opened once: what is wrong with it at first sight, and what axe says."
+    script = axe() and axe().read_text(encoding='utf-8')
+    pages, modes = [p.relative_to(site).as_posix() for p in pages_of(site)], ['light', 'dark']
     def work(browser, path):
-        page, faults = browser.new_page(viewport={'width': 1280, 'height': 800}), []
-        page.on('console', lambda message: faults.append(f'console: {message.text}') if message.type == 'error' else None)
-        page.on('pageerror', lambda error: faults.append(f'error: {error}'))
-        page.on('request', lambda request: faults.append(f'asks {request.url}') if not request.url.startswith((address, 'data:')) else None)
+        own = re.search(r'<style type="text/css">|\bstyle="[^"]*(color|background)', (site/path).read_text(encoding='utf-8'))
+        read = modes if own else [modes[pages.index(path)//2 % 2]]
+        page, faults, barriers = browser.new_page(viewport={'width': 1280, 'height': 800}, color_scheme=read[0]), [], []
+        page.on('console', lambda message: faults.append(f'{path}: console: {message.text}') if message.type == 'error' else None)
+        page.on('pageerror', lambda error: faults.append(f'{path}: error: {error}'))
+        page.on('request', lambda request: faults.append(f'{path} asks {request.url}') if not request.url.startswith((address, 'data:')) else None)
         page.goto(address + path, wait_until='load')
-        faults += page.evaluate(LOOK)
+        faults += [f'{path}: {fault}' for fault in page.evaluate(LOOK)]
         page.set_viewport_size({'width': 390, 'height': 844})
-        faults += page.evaluate(NARROW)
+        faults += [f'{path}: {fault}' for fault in page.evaluate(NARROW)]
+        seen = [*faults] # not what axe does
+        if script:
+            page.set_viewport_size({'width': 1280, 'height': 800})
+            page.add_style_tag(content='* {transition: none !important}')
+            page.evaluate(script)
+            for mode in read:
+                page.emulate_media(color_scheme=mode, reduced_motion='reduce')
+                page.wait_for_function(DARK, arg=mode)
+                page.wait_for_timeout(100) # what else the page's own scripts do
+                for rules in [STRUCTURE, COLOURS] if mode == read[0] else [COLOURS]: barriers += [f'{path}, {mode}: {fault}' for fault in serious(page.evaluate(rules))]
         page.close()
-        return [f'{path}: {fault}' for fault in faults]
-    assert in_chromium(work, [p.relative_to(site).as_posix() for p in pages_of(site)]) == []
+        return [(seen, barriers)]
+    return in_chromium(work, pages)
+
+def test_every_page_opens_well(visits):
+    assert [fault for faults, _ in visits for fault in faults] == []
 
 def test_every_address_on_every_page_leads_somewhere(site):
     targets = {p.resolve(): set(re.findall(r'\b(?:id|name)="([^"]+)"', p.read_text(encoding='utf-8'))) for p in site.rglob('*.html')}
@@ -247,36 +298,9 @@ def test_every_address_on_every_page_leads_somewhere(site):
             if not file.exists() or (anchor and file in targets and anchor not in targets[file]): lost.append(f'{page.name}: {link}')
     assert lost == []
 
-def axe():
-    found = importlib.util.find_spec('axe_playwright_python')
-    return found and Path(found.submodule_search_locations[0])/'axe.min.js'
-
-# What all pages share need not be measured two hundred times, it takes minutes: on long pages each block of code becomes one
-# text, and a page without colours of its own is read in light or in dark, by turns.
-AXE = '''async dark => {
-  const code = [...document.querySelectorAll('main pre code')];
-  if (code.length > 25) code.forEach(block => block.replaceChildren(block.textContent));
-  const options = {resultTypes: ['violations'], ...(dark ? {runOnly: ['color-contrast']} : {})};
-  const {violations} = await axe.run(document, options);
-  return violations.filter(v => /serious|critical/.test(v.impact)).map(v => `${v.id}: ${v.nodes.length}, ${v.nodes[0].html.slice(0, 140)}`); }'''
-
-def test_axe_finds_nothing_serious_in_light_or_dark(site, address):
+def test_axe_finds_nothing_serious_in_light_or_dark(visits):
     if not axe(): pytest.skip('no axe-core: pip install axe-playwright-python')
-    script = axe().read_text(encoding='utf-8')
-    pages, modes = [p.relative_to(site).as_posix() for p in pages_of(site)], ['light', 'dark']
-    def work(browser, path):
-        own = re.search(r'<style type="text/css">|\bstyle="[^"]*(color|background)', (site/path).read_text(encoding='utf-8'))
-        faults = []
-        for mode in modes if own else [modes[pages.index(path)//2 % 2]]:
-            page = browser.new_page(viewport={'width': 1280, 'height': 800}, reduced_motion='reduce', color_scheme=mode)
-            page.goto(address + path, wait_until='load')
-            page.add_style_tag(content='* {transition: none !important}')
-            page.wait_for_timeout(100) # what the page's own scripts do after loading
-            page.evaluate(script)
-            faults += [f'{path}, {mode}: {fault}' for fault in page.evaluate(AXE, own and mode == 'dark')]
-            page.close()
-        return faults
-    found = in_chromium(work, pages)
+    found = [barrier for _, barriers in visits for barrier in barriers]
     assert not found, '\n'.join(found)
 
 FIRST = {'self-influence': '#self_influence|layerwise|04_scoring', 'focal loss': '01_losses', 'label noise': '05_label_errors|label_errors',

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
-from conftest import LAUNCH, hurt, in_a_new_process, refused, sentence
+from conftest import FORKS, LAUNCH, Script, hurt, in_a_new_process, refused, sentence
 from cxr_influence.attribution.scoring import influence
 from cxr_influence.data.files import InputError
 from cxr_influence.data.labels import FINDINGS
@@ -241,14 +241,10 @@ def test_steps_are_other_runs_but_for_all_images(sweep, small_grid, data, checkp
 def test_processes_give_the_same_as_a_thread(sweep, small_grid, data, checkpoints, tmp_path):
     rows, _ = sweep
     part = small_grid[small_grid.rule == 'random'][:1].reset_index(drop=True)
-    with ProcessPoolExecutor(1, subsets_context()) as executor:
+    with ProcessPoolExecutor(1, FORKS) as executor:
         again = run_subsets(checkpoints, data, part, tmp_path, 'epochs', executor)
     before = part[_LABELS].merge(rows, on=_LABELS)
     np.testing.assert_allclose(again.auroc, before.auroc, atol=1e-6)
-
-def subsets_context():
-    import multiprocessing
-    return multiprocessing.get_context('spawn')
 
 def test_one_that_fails_names_itself_and_the_others_are_kept(small_grid, data, checkpoints, tmp_path):
     grid = small_grid[small_grid.rule == 'random'].copy()
@@ -294,10 +290,10 @@ def test_a_killed_sweep_goes_on(phantom, data, checkpoints, tmp_path):
     script.write_text(SWEEP)
     command = [sys.executable, str(script), *map(str, [phantom, data.store.folder, checkpoints, out])]
     environment = {name: value for name, value in os.environ.items() if name != 'TQDM_DISABLE'} | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(subsets.__file__).parents[2])} # the bar is looked at
-    process = subprocess.Popen(command, start_new_session=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = Script(*command[1:])
     until = time.monotonic() + 120
     while len(list(out.glob('*.json'))) < 3 and process.poll() is None and time.monotonic() < until: time.sleep(.02)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     done = {path: path.stat().st_mtime_ns for path in out.glob('*.json')}
     assert 3 <= len(done) < 7
@@ -498,16 +494,15 @@ def shared(tmp_path, phantom, data, checkpoints, name):
 def quiet(): return os.environ | {'TQDM_DISABLE': '1', 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(subsets.__file__).parents[2])}
 
 def test_sweeps_that_meet_share_the_work_and_survive_each_other(phantom, data, checkpoints, tmp_path):
-    call = [sys.executable, *shared(tmp_path, phantom, data, checkpoints, 'together')]
-    two = [subprocess.Popen(call, env=quiet(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate()[1] for process in two]
-    assert [process.returncode for process in two] == [0, 0], said
+    call = shared(tmp_path, phantom, data, checkpoints, 'together')
+    two = [Script(*call) for _ in range(2)]
+    assert [process.wait() for process in two] == [0, 0], [process.said() for process in two]
     begun = (tmp_path/'together.log').read_text().splitlines()
     assert len(begun) == len({line.split()[1] for line in begun}) == 6 # none twice
     one, other = (path.read_bytes() for path in tmp_path.glob('together.log.*.csv'))
     assert one == other
     call = [*call[:-2], str(tmp_path/'killed'), str(tmp_path/'killed.log')]
-    two = [subprocess.Popen(call, env=quiet(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
+    two = [Script(*call) for _ in range(2)]
     while len(list((tmp_path/'killed').glob('*.json'))) < 2 and two[1].poll() is None: time.sleep(.02)
     two[0].kill()
     assert two[0].wait() in (-9, 0) and two[1].wait() == 0
@@ -516,7 +511,7 @@ def test_sweeps_that_meet_share_the_work_and_survive_each_other(phantom, data, c
 def test_the_processes_of_a_launcher_share_the_work_and_give_the_table_of_one(phantom, data, checkpoints, tmp_path):
     done = subprocess.run([*LAUNCH, *shared(tmp_path, phantom, data, checkpoints, 'two')], env=quiet(), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    subprocess.run([sys.executable, *shared(tmp_path, phantom, data, checkpoints, 'one')], env=quiet(), check=True, capture_output=True)
+    assert Script(*shared(tmp_path, phantom, data, checkpoints, 'one')).wait() == 0
     begun = (tmp_path/'two.log').read_text().splitlines()
     assert len(begun) == len({line.split()[1] for line in begun}) == 6 # each alone, none twice
     tables = [path.read_bytes() for path in tmp_path.glob('*.log.*.csv')]

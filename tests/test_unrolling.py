@@ -2,12 +2,12 @@
 import json, shutil
 from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
-from multiprocessing import get_context
 import numpy as np
 import pandas as pd
 import pytest, torch, torchvision
 from torch import nn
 
+from conftest import FORKS
 from cxr_influence.attribution import every_step as every, whole_run
 from cxr_influence.attribution.densenet import is_densenet
 from cxr_influence.attribution.every_step import every_step
@@ -332,7 +332,7 @@ def measure(run, data): return smoothness(run, data, device='cpu')
 def test_two_processes_that_measure_one_run_do_not_disturb_each_other(data, run, tmp_path, monkeypatch):
     "The second waits and reads what the first found; before, it removed the first one's runs."
     copy = shutil.copytree(run, tmp_path/'run')
-    with ProcessPoolExecutor(2, get_context('spawn')) as pool:
+    with ProcessPoolExecutor(2, FORKS) as pool:
         first, second = [pool.submit(measure, copy, data) for _ in range(2)]
         assert first.result() == second.result()
     monkeypatch.setattr(whole_run, 'fit', lambda *_, **__: pytest.fail('trained again'))

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest, torch
 from PIL import Image
-from conftest import rewrite, sentence
+from conftest import Script, rewrite, sentence
 
 from cxr_influence.data.batches import Data, batches
 from cxr_influence.data.labels import FINDINGS
@@ -357,11 +357,8 @@ def test_every_score_knows_the_pixels(phantom, data, checkpoints, tmp_path, monk
 
 def test_two_that_value_at_once_share_the_work(phantom, checkpoints, all_of_them, tmp_path):
     (tmp_path/'script.py').write_text(SCRIPT)
-    environment = os.environ | {'TQDM_DISABLE': '1', 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
-    call = [str(word) for word in [sys.executable, tmp_path/'script.py', phantom, checkpoints, tmp_path/'out']]
-    two = [subprocess.Popen(call, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate()[1] for process in two]
-    assert [process.returncode for process in two] == [0, 0], said
+    two = [Script(tmp_path/'script.py', phantom, checkpoints, tmp_path/'out') for _ in range(2)]
+    assert [process.wait() for process in two] == [0, 0], [process.said() for process in two]
     found = pd.read_parquet(tmp_path/'out/valuations.parquet')
     for name in found: assert found[name].corr(all_of_them[0][name], method='spearman') > .99, name
     assert not [*(tmp_path/'out').rglob('*.part')]
