@@ -1,7 +1,5 @@
 "Own tables, pools, classes and other kernels, through the commands; parameters as people write them."
 import json, shutil, subprocess, sys
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 
 import nbformat
 import numpy as np
@@ -10,7 +8,7 @@ import pytest
 from PIL import Image
 
 from conftest import refused
-from test_commands import here, shell # noqa: F401, a fixture
+from test_commands import here, within # noqa: F401, a fixture
 from cxr_influence.attribution.pools import load_pool, score_images
 from cxr_influence.attribution.scoring import influence
 from cxr_influence.data.batches import Data, load_data
@@ -36,13 +34,6 @@ def make_folder(folder, images=60, first=0, split=True):
     table[CLASSES] = np.eye(3, dtype=int)[np.arange(images) // 6 % 3 if split else rng.integers(0, 3, images)]
     table.to_csv(folder/'labels.csv', index=False)
     return folder
-
-def within(command, *words):
-    "Call a command in this process: its exit code and what it prints."
-    with redirect_stdout(StringIO()) as text, redirect_stderr(text):
-        try: code = command([str(word) for word in words]) or 0
-        except SystemExit as end: code = end.code or 0
-    return code, text.getvalue()
 
 @pytest.fixture(scope='module')
 def study(tmp_path_factory):
@@ -144,7 +135,8 @@ def test_a_run_of_ones_own_table_is_scored_whatever_kernel_is_called_python3(stu
     data = Data(frame, decode(frame, own, SIZE, tmp_path/'store'))
     fit(data, tmp_path/'run', Recipe('densenet_small', epochs=1, batch_size=16), device='cpu')
     monkeypatch.setenv('JUPYTER_PATH', str(tmp_path/'jupyter'))
-    code, text = shell(tmp_path, 'cxr_influence', '--checkpoints', 'run', '--output', 'x.csv', '--total-only')
+    monkeypatch.chdir(tmp_path)
+    code, text = within(pipeline.cxr_influence, '--checkpoints', 'run', '--output', 'x.csv', '--total-only')
     assert code == 0, text
     right = influence(tmp_path/'run', data, tmp_path/'right.csv', per_finding=False, device='cpu').influence
     found = pd.read_csv(tmp_path/'x.csv', index_col='image').influence

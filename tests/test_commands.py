@@ -1,5 +1,7 @@
 "The commands in a shell, and the experiments by papermill, as a person would run them."
 import ast, importlib.util, json, os, re, shutil, signal, subprocess, sys, time
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import nbformat
@@ -20,28 +22,38 @@ def shell(folder, *words):
                           env={**os.environ, 'PATH': f'{BIN}{os.pathsep}{os.environ["PATH"]}'})
     return done.returncode, done.stdout + done.stderr
 
+def within(command, *words):
+    "Call a command in this process: its exit code and what it prints. A process of its own would first import for five seconds."
+    with redirect_stdout(StringIO()) as text, redirect_stderr(text):
+        try: code = command([str(word) for word in words]) or 0
+        except SystemExit as end: code = end.code or 0
+    return code, text.getvalue()
+
 @pytest.fixture
-def here(tmp_path, monkeypatch, capsys):
+def here(tmp_path, monkeypatch, capfd):
     "Call a command in this process, in an empty folder: its exit code and what it prints."
     monkeypatch.chdir(tmp_path)
     def call(command, *words):
         function = getattr(pipeline, command, None) or getattr(cli, command)
         try: code = function([str(word) for word in words]) or 0
         except SystemExit as end: code = end.code or 0
-        captured = capsys.readouterr()
+        captured = capfd.readouterr()
         return code, captured.out + captured.err
     return call
 
 @pytest.fixture(scope='module')
 def study(tmp_path_factory):
-    "The four commands, one after the other, in an empty folder; each one's output."
+    "The four commands, one after the other, in an empty folder, and the last once more in this process; each one's output."
     folder = tmp_path_factory.mktemp('study')
     said = [shell(folder, 'cxr_phantom', 'data/NIH14', '--n', 130, '--size', 64)]
     broken = read_nih(folder/'data/NIH14', n=120).query('split == "train"').index[5] # it is skipped, now and by every later step
     next((folder/'data/NIH14').rglob(broken)).write_bytes(b'')
-    said += [shell(folder, 'cxr_baseline', '--n', 120, '--skip', '--epochs', 2, '--recipe', 'small'),
+    said += [shell(folder, 'cxr_baseline', '--n', 120, '--skip', '--epochs', 2, '--recipe', 'small', '--image-size', 32),
              shell(folder, 'cxr_influence', '--checkpoints', './checkpoints', '--output', 'results/influence.csv'),
-             *[shell(folder, 'cxr_subset', '--mode', mode, '--fractions', .5, '--seeds', 1) for mode in ['remove', 'select']]]
+             shell(folder, 'cxr_subset', '--mode', 'remove', '--fractions', .5, '--seeds', 1)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        said.append(within(pipeline.cxr_subset, '--mode', 'select', '--fractions', .5, '--seeds', 1))
     assert [code for code, _ in said] == [0] * 5, '\n'.join(text for _, text in said)
     return folder, [text for _, text in said]
 
@@ -63,11 +75,12 @@ def test_the_commands_do_what_they_say(study):
     assert abs(remove.images[1] - len(scores) / 2) < 1
     if len(scores) % 2 == 0: assert remove.retrained[1] == select.retrained[2] # to remove the top half is to select the bottom one
 
-def test_a_second_call_finds_the_work_done(study):
+def test_a_second_call_finds_the_work_done(study, monkeypatch):
     folder, _ = study
+    monkeypatch.chdir(folder)
     before = {path: path.stat().st_mtime_ns for path in folder.glob('checkpoints/*/*')} | {
         path: path.stat().st_mtime_ns for path in folder.glob('_runs/retrained/*')}
-    assert shell(folder, 'cxr_subset', '--mode', 'remove', '--fractions', .5, '--seeds', 1)[0] == 0
+    assert within(pipeline.cxr_subset, '--mode', 'remove', '--fractions', .5, '--seeds', 1)[0] == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 def test_the_executed_notebook_has_the_parameters_and_no_error(study):
@@ -100,17 +113,6 @@ def test_papermill_runs_an_experiment(study, tmp_path):
                        '-p', 'epochs', 1, '-p', 'on_error', 'skip', '-p', 'out', 'run', '--no-progress-bar')
     assert code == 0, text
     assert pd.read_csv(tmp_path/'run/row.csv').epochs[0] == 1 and (tmp_path/'run/findings.png').stat().st_size > 5000
-
-def test_the_command_trains_on_two_processes(study, tmp_path):
-    "One of them writes notebook, table and checkpoints; the other helps to train."
-    folder, _ = study
-    code, text = shell(tmp_path, 'accelerate', 'launch', '--multi_gpu', '--num_processes=2', '--num_machines=1', '--main_process_port=0',
-                       '--mixed_precision=no', '--dynamo_backend=no', BIN/'cxr_baseline', '--data', folder/'data/NIH14', '--skip',
-                       '--recipe', 'small', '--epochs', 1, '--checkpoints', 'checkpoints')
-    assert code == 0, text
-    facts = json.loads((tmp_path/'checkpoints/epoch_001/checkpoint.json').read_text())
-    assert facts['processes'] == 2 and facts['epochs'] == 1
-    assert len(list(tmp_path.glob('_runs/*/*'))) == 1 and len(pd.read_csv(tmp_path/'results/baseline.csv')) == 17
 
 @pytest.mark.parametrize('command', ['import', *COMMANDS, 'cxr_run baseline', 'cxr_sweep subsets'])
 def test_the_import_and_help_are_light(tmp_path, command):
@@ -183,7 +185,7 @@ def only_run(folder, name='addition'):
 
 def test_a_run_prints_its_row_is_complete_and_can_be_repeated(here, tmp_path):
     made = notebook(tmp_path)
-    code, text = shell(tmp_path, 'cxr_run', made, '-p', 'a=5', '--name', 'five')
+    code, text = here('cxr_run', made, '-p', 'a=5', '--name', 'five')
     assert code == 0 and re.search(r'total +7\b', text) and '_runs/addition/five' in text, text
     run, facts = only_run(tmp_path)
     assert run.name == 'five' and facts['parameters']['a'] == 5 and facts['status'] == 'complete' and (run/'log.txt').is_file()
@@ -199,7 +201,7 @@ def test_a_repeated_run_with_other_numbers_is_told(here, tmp_path):
     made = notebook(tmp_path, 'import random\nb = random.SystemRandom().random()')
     assert here('cxr_run', made)[0] == 0
     run, _ = only_run(tmp_path)
-    code, text = shell(tmp_path, 'cxr_run', '--again', run)
+    code, text = here('cxr_run', '--again', run)
     assert code == 1 and 'differ' in text and 'Traceback' not in text, text
 
 @pytest.mark.parametrize('words, answer', [
@@ -214,9 +216,9 @@ def test_a_run_that_cannot_be_is_refused_before_it_begins(here, tmp_path, words,
 @pytest.mark.parametrize('line, code, answer', [
     ('1 / 0', 1, 'division by zero'), ('import os\nos.kill(os.getpid(), 9)', 1, 'was killed'),
     ('from cxr_influence.data.files import InputError\nraise InputError("the data is too small")', 2, 'the data is too small')], ids=['error', 'dead kernel', 'bad input'])
-def test_a_failure_inside_is_one_sentence_and_the_rest_is_beside_the_run(tmp_path, line, code, answer):
+def test_a_failure_inside_is_one_sentence_and_the_rest_is_beside_the_run(here, tmp_path, line, code, answer):
     made = notebook(tmp_path, 'print("to be kept")', line)
-    found, text = shell(tmp_path, 'cxr_run', made)
+    found, text = shell(tmp_path, 'cxr_run', made) if 'kill' in line else here('cxr_run', made)
     assert found == code and answer in text and 'Traceback' not in text and text.count('\n') == 1, text
     run, facts = only_run(tmp_path)
     assert facts['status'] == 'failed' and answer in facts['error'] and (code == 2 or str(run.relative_to(tmp_path)) in text)
@@ -233,10 +235,9 @@ def test_a_stopped_command_has_the_exit_code_of_its_signal(tmp_path, number, cod
     assert job.returncode == code and 'stopped' in text and 'Traceback' not in text, text
     assert only_run(tmp_path)[1]['status'] == 'interrupted'
 
-def test_a_reader_that_closes_the_pipe_is_no_error(here, tmp_path):
-    made = notebook(tmp_path)
-    assert here('cxr_run', made)[0] == 0
-    done = subprocess.run(f'{BIN}/cxr_collect _runs/addition | true', cwd=tmp_path, shell=True, capture_output=True, text=True)
+def test_a_reader_that_closes_the_pipe_is_no_error(study):
+    folder, _ = study
+    done = subprocess.run(f'{BIN}/cxr_collect _runs/baseline | true', cwd=folder, shell=True, capture_output=True, text=True)
     assert done.stderr == ''
 
 # --- sweeps
@@ -324,7 +325,7 @@ def test_the_wheel_runs_an_experiment_in_a_repository_of_the_user(installed, tmp
     for words in (['init', '-q'], ['commit', '-q', '--allow-empty', '-m', 'mine']): subprocess.run([*git, *words], cwd=tmp_path, check=True)
     mine = subprocess.check_output(['git', 'rev-parse', 'HEAD'], cwd=tmp_path, text=True).strip()
     env = {**os.environ, 'PYTHONPATH': str(installed), 'PYTHONDONTWRITEBYTECODE': '1'}
-    words = ['-p', 'n=100', '-p', 'epochs=1', '--name', 'first']
+    words = ['-p', 'n=100', '-p', 'epochs=1', '-p', 'recipe=small', '-p', 'image_size=32', '--name', 'first']
     done = subprocess.run([sys.executable, installed/'bin/cxr_run', 'baseline', *words], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     run = tmp_path/'_runs/baseline/first'

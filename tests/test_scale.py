@@ -15,25 +15,30 @@ from cxr_influence.training.resume import fit, read_history
 BIN = Path(sys.executable).parent
 TWO = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes=2', '--num_machines=1', '--main_process_port=0',
        '--mixed_precision=no', '--dynamo_backend=no']
+SIZE = 32
 QUIET = {**os.environ, 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
 
 def launch(cwd, *words, launcher=TWO, seconds=300):
     "Run a command, by default in two processes."
     return subprocess.run([*launcher, *map(str, words)], cwd=cwd, env=QUIET, capture_output=True, text=True, timeout=seconds)
 
-def cxr_run(cwd, experiment, name, launcher=TWO, **parameters):
+def cxr_run(cwd, experiment, name, **parameters):
     given = [word for key, value in parameters.items() for word in ('-p', f'{key}={value}')]
-    done = launch(cwd, BIN/'cxr_run', experiment, '--name', name, '--runs', 'runs', *given, launcher=launcher)
+    return succeed(cwd, BIN/'cxr_run', experiment, '--name', name, '--runs', 'runs', *given)
+
+def succeed(cwd, *words):
+    done = launch(cwd, *words)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done
 
 @pytest.fixture(scope='module')
 def study(phantom, tmp_path_factory):
-    "Training, scoring and retraining, each by two processes. An image store of its own, as a user has it."
+    "Training by its command, scoring and retraining, each by two processes. An image store of its own, as a user has it."
     folder = tmp_path_factory.mktemp('scale')
     (folder/'settings.ini').write_text('')
-    said = [cxr_run(folder, 'baseline', 'two', data=phantom, recipe='small', image_size=64, epochs=2, batch_size=16)]
-    checkpoints = folder/'runs/baseline/two/checkpoints'
+    checkpoints = folder/'checkpoints'
+    said = [succeed(folder, BIN/'cxr_baseline', '--data', phantom, '--recipe', 'small', '--image-size', SIZE, '--epochs', 2, '--batch-size', 16,
+                    '--checkpoints', checkpoints)]
     said += [cxr_run(folder, 'influence', 'two', data=phantom, checkpoints=checkpoints)]
     said += [cxr_run(folder, 'subsets', 'two', data=phantom, checkpoints=checkpoints, scores=folder/'runs/influence/two/influence.csv',
                      valuations='influence', fractions='0.4', rules='top,random', seeds='0,1', retrained=folder/'retrained')]
@@ -42,18 +47,19 @@ def study(phantom, tmp_path_factory):
 def test_two_processes_train_score_and_retrain(study):
     "Each step's folder is that of one process: written by the main one, which alone prints its row."
     folder, checkpoints, said = study
-    for experiment, done in zip(['baseline', 'influence', 'subsets'], said):
-        path = folder/'runs'/experiment/'two'
+    for experiment, done, word in zip(['_runs/baseline', 'runs/influence', 'runs/subsets'], said, ['Checkpoints are in', 'The run is in', 'The run is in']):
+        path, = (folder/experiment).glob('[!.]*')
         record = json.loads((path/'run.json').read_text())
         assert record['status'] == 'complete' and len(pd.read_csv(path/'row.csv')) == 1
-        assert len(list(path.parent.glob('[!.]*'))) == 1 and done.stdout.count('The run is in') == 1
-    assert list_checkpoints(checkpoints)[0].facts['processes'] == 2
+        assert done.stdout.count(word) == 1
+    assert [checkpoint.facts['processes'] for checkpoint in list_checkpoints(checkpoints)] == [2, 2]
+    assert len(pd.read_csv(folder/'results/baseline.csv')) == 17 and said[0].stdout.count('baseline.csv') == 1
 
 def test_scores_of_two_processes_are_those_of_one(study, phantom):
     "The validation gradient is added up in another order, so float32 differs in its last digits; images and their losses are equal."
     folder, checkpoints, _ = study
     two = pd.read_csv(folder/'runs/influence/two/influence.csv', index_col='image')
-    one = influence(checkpoints, load_data(phantom, 64, folder/'_data'), folder/'one.csv', device='cpu')
+    one = influence(checkpoints, load_data(phantom, SIZE, folder/'_data'), folder/'one.csv', device='cpu')
     assert two.index.equals(one.index) and list(two) == list(one)
     np.testing.assert_allclose(two.loss, one.loss, rtol=1e-5)
     for name in two.columns.drop('rank'):
@@ -62,7 +68,7 @@ def test_scores_of_two_processes_are_those_of_one(study, phantom):
 def test_retrainings_of_two_processes_are_bitwise_those_of_one(study, phantom):
     "Each process trains its share alone, so nothing is rounded otherwise."
     folder, checkpoints, _ = study
-    data, threads = load_data(phantom, 64, folder/'_data'), torch.get_num_threads()
+    data, threads = load_data(phantom, SIZE, folder/'_data'), torch.get_num_threads()
     scores = read_scores(folder/'runs/influence/two/influence.csv')
     grid = subset_grid(scores.influence, data.frame, {'remove': [.4]}, ['top', 'random'], [0, 1])
     torch.set_num_threads(1) # as in each of the two
@@ -81,7 +87,7 @@ def test_retrainings_of_two_processes_are_bitwise_those_of_one(study, phantom):
 def test_training_of_two_processes_is_that_of_one(study, phantom):
     "Gradients are added up in another order, which AdamW enlarges step by step: tables agree less from epoch to epoch."
     folder, checkpoints, _ = study
-    data, baseline = load_data(phantom, 64, folder/'_data'), list_checkpoints(checkpoints)[0]
+    data, baseline = load_data(phantom, SIZE, folder/'_data'), list_checkpoints(checkpoints)[0]
     one, two = fit(data, folder/'alone_run', baseline.recipe(), baseline.facts['seed'], device='cpu'), read_history(checkpoints)
     np.testing.assert_allclose(two.learning_rate, one.learning_rate, rtol=1e-12)
     np.testing.assert_allclose(two.train_loss, one.train_loss, rtol=.1)
