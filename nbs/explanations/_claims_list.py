@@ -136,8 +136,8 @@ CLAIMS = [
     _bank('TracIn', 0., 'TracIn predicts more than chance'),
     _whole(SMOOTH, .75, '`smooth`: the unrolled score reaches an LDS of {than}'),
     _whole(HALF, .75, '`smooth` with half of its epochs: it reaches {than}'),
-    Claim('retraining', 'Phantom, three whole runs of `smooth` with half of its epochs: their mean '
-          'LDS reaches {than}', 'three[mean LDS of the three][rank correlation]', .75),
+    Claim('retraining', 'Phantom, three whole runs of `smooth` with half of its epochs: their '
+          'mean LDS reaches {than}', 'three[mean LDS of the three][rank correlation]', .75),
     _whole('predictable[small]', 0., 'the usual recipe: it predicts more than chance'),
     Claim('retraining', 'Phantom, a smooth run: the unrolled score has a higher LDS than a '
           'random one', 'board[smooth: unrolled][0]', 'board[smooth: random][0]'),
@@ -232,8 +232,8 @@ SENTENCES = {RUNS: [
     'have an LDS of {half[1][LDS]:.2f} and {half[2][LDS]:.2f}, so that the mean of three is '
     '{three[mean LDS of the three][rank correlation]:.2f}, where TracIn\'s is '
     '{three[mean LDS of TracIn][rank correlation]:.2f}',
-    'correlate with {three[actual rises, between two seeds][rank correlation]:.2f}, the predicted '
-    'ones with {three[predicted rises, between two seeds][rank correlation]:.2f}',
+    'correlate with {three[actual rises, between two seeds][rank correlation]:.2f}, the '
+    'predicted ones with {three[predicted rises, between two seeds][rank correlation]:.2f}',
     'its rank correlation with the LDS is {tells[rank correlation of Ŝ and LDS][value]:.2f}, '
     'with eight recipes not significant (p = {tells[p, eight recipes][value]:.2f})',
 ], EVIDENCE: [ # of a page; what stands in braces is read from the table
