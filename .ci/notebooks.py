@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 config = ConfigParser(delimiters=['='])
 config.read(ROOT/'settings.ini')
 SKIP = re.compile(rf'^#\|\s*({"|".join(config["DEFAULT"]["tst_flags"].split())}|eval:\s*false)(\s+\d+\s*(min|h))?\s*$', re.M)
-PROGRESS = re.compile(r'.*\r|.*\d+%\||(Found|Trained) \S+$|\d+ retrainings of about ')
+PROGRESS = re.compile(r'.*\r|W\d{4} .*CUDA_HOME|.*\d+%\||(Found|Trained) \S+$|\d+ retrainings of about ')
 TEMPORARY = rf'{re.escape(tempfile.gettempdir())}/tmp\w{{8}}' # as tempfile names folders
 CELL = rf'{re.escape(tempfile.gettempdir())}/ipykernel_\d+/\d+\.py' # as warnings name cells
 HERE = re.compile(rf'{re.escape(str(ROOT))}/|{TEMPORARY}/(?=\w)|{TEMPORARY}|{CELL}')

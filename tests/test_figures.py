@@ -40,3 +40,13 @@ def test_figures_name_no_color_that_the_sheet_does_not_set():
     styled = [source for source in sources if "style.use('cxr_influence.figures')" in source]
     assert len(styled) > 20
     for source in styled: assert not re.findall(r"""'(?:tab:\w+|#[0-9a-fA-F]{6}|skyblue|red|green|blue|orange)'""", source)
+
+def test_the_package_draws_in_the_colors_of_the_sheet():
+    "A figure of the package takes the cycle of whatever style is in use; maps are for images and tables alone."
+    allowed = {'gray', 'Blues', 'Greys', 'RdBu', 'RdBu_r', 'coolwarm', 'viridis', 'cividis', 'magma'}
+    drawing = [file for file in ROOT.glob('cxr_influence/*/*.py') if 'plt.' in file.read_text()]
+    assert len(drawing) > 5
+    for file in drawing:
+        source = file.read_text()
+        assert not re.findall(r"""get_cmap|['"](?:tab:?\w+|#[0-9a-fA-F]{6}|skyblue|red|green|blue|orange)['"]""", source), file
+        assert set(re.findall(r"""cmap=['"](\w+)""", source)) <= allowed, file

@@ -284,3 +284,19 @@ def test_what_a_killed_retraining_left_half_written_is_removed(data, tmp_path):
     path.unlink()
     pd.testing.assert_frame_equal(retrain(data, RECIPE, 0, rows, tmp_path, device='cpu'), logits, check_flags=False)
     assert not left.exists()
+
+def test_a_kernel_that_is_shut_down_does_not_wait_for_trackers(tmp_path):
+    "ipykernel waits half a minute for child processes that ignore its signals, as trackers of shared memory do."
+    import nbformat
+    from nbclient import NotebookClient
+    source = """
+import psutil
+from cxr_influence.evidence import retraining
+for again in range(2): assert sorted(retraining._as_they_end(abs, [(1, (2,)), (2, (-3,))])) == [(1, 2), (2, 3)]
+def names(children): return sorted('tracker' if 'resource_tracker' in ' '.join(child.cmdline()) else 'worker' for child in children)
+waited_for = names(get_ipython().kernel._process_children())
+there = names(psutil.Process().children(recursive=True))
+assert set(waited_for) == {'worker'} and set(there) == {'tracker', 'worker'}, (waited_for, there)
+"""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    NotebookClient(notebook, timeout=600, kernel_name='python3', resources={'metadata': {'path': ROOT}}).execute()

@@ -182,11 +182,13 @@ def plot_detection(
     "Plot share found against share inspected: mean and range over seeds."
     figure, ax = plt.subplots(figsize=(4.6, 3.4), layout='constrained')
     grid = np.linspace(0, 1, 201)
-    for name, color in zip(names, plt.get_cmap('tab10').colors):
+    styles = (plt.cycler(linestyle=['-', '--', '-.']) * plt.rcParams['axes.prop_cycle'])()
+    for name, style in zip(names, styles):
         curves = [detection_curve(scores[name], wrong) for scores, wrong in trials]
         found = np.stack([np.interp(grid, curve.inspected, curve.found) for curve in curves])
-        ax.plot(grid, found.mean(0), color=color, label=name)
-        ax.fill_between(grid, found.min(0), found.max(0), color=color, alpha=.15, lw=0)
+        line, = ax.plot(grid, found.mean(0), **style, label=name)
+        ax.fill_between(grid, found.min(0), found.max(0), color=line.get_color(), alpha=.15,
+                        lw=0)
     ax.plot([0, 1], [0, 1], ':', color='.5')
     ax.set(xlabel='share of images inspected', ylabel='share of mislabeled images found',
            title=title, xlim=(0, .6), ylim=(0, 1.02))

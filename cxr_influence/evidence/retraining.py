@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from IPython import get_ipython
 from joblib import Parallel, cpu_count, delayed
 
 from ..attribution.scoring import _hold, _remove_parts
@@ -159,6 +160,18 @@ def _end_with_parent() -> None: # of a process that was started to work
         os._exit(1)
     threading.Thread(target=watch, name='parent', daemon=True).start()
 
+# %% ../../nbs/6_evidence/01_retraining.ipynb #07371c3c
+def _leave_trackers() -> None:
+    "Let this Jupyter kernel, if it is one, not wait for processes that end after it."
+    kernel = getattr(get_ipython(), 'kernel', None)
+    all_children = getattr(kernel, '_process_children', None)
+    if all_children is None or hasattr(kernel, '_leaves_trackers'): return
+    kernel._leaves_trackers = True
+    def children():
+        return [child for child in all_children()
+                if not any('resource_tracker' in part for part in child.cmdline())]
+    kernel._process_children = children
+
 # %% ../../nbs/6_evidence/01_retraining.ipynb #retr0025
 def _as_they_end(
     function,
@@ -173,6 +186,7 @@ def _as_they_end(
         alone = best_device().type == 'cpu' and join_processes().count == 1
         workers = max(1, min(cpu_count(), len(calls), 8)) if alone else 1
         threads = cpu_count() // workers if workers > 1 else None
+        _leave_trackers()
         yield from Parallel(workers, return_as='generator_unordered')(
             delayed(_call)(function, *call, threads) for call in calls)
 

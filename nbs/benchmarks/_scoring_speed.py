@@ -9,6 +9,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import TensorDataset
 
+from _training_speed import again, repeated
 from cxr_influence.attribution.layerwise import (_watch_layers, gradient_scores,
     per_sample_gradients, self_influence)
 from cxr_influence.attribution.tracin import (directional_scores, gradient, image_losses,
@@ -17,13 +18,6 @@ from cxr_influence.attribution.tracin import (directional_scores, gradient, imag
 GENERAL = directional_scores, _watch_layers # for any network; `fastest(model)` for DenseNet
 
 # ---- one batch
-
-def again(call): # yields without end
-    "Repeat a call, once per step, as `compare_speed` measures it."
-    while True: yield call()
-
-def repeated(calls:dict) -> dict: # name -> a function that makes a generator of calls
-    return {name: lambda call=call: again(call) for name, call in calls.items()}
 
 def scoring_ways(
     model:nn.Module, # in evaluation mode

@@ -1,4 +1,4 @@
-"""A plain training loop to compare with, images per second, and what a batch keeps in memory.
+"""Plain training loops to compare with, images per second, and what a batch keeps in memory.
 The page beside this file, training_speed.ipynb, shows them at work."""
 import time
 from itertools import islice
@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 from PIL import Image
 from torch import nn
+from torch.func import functional_call, stack_module_state, vmap
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from tqdm import tqdm
@@ -59,19 +60,76 @@ def new_training(
     batch_size:int,
     processes:Processes,
     precision:str='no', # or `bf16`, `fp16`
+    compile:bool=False,
 ) -> _Training: # that keeps nothing
     "Set up `fit`'s own training on all of the images, to be measured."
     recipe = Recipe(backbone, loss=FocalLoss(), epochs=1, batch_size=batch_size,
                     learning_rate=1e-4, warmup=0., mixed_precision=precision)
     everything = data.with_frame(data.frame.assign(split='train'))
     run = _run_settings(everything, recipe, 0, processes.device)
-    return _Training(everything, run, processes)
+    return _Training(everything, run, processes, compile=compile)
 
 def our_steps(training:_Training): # yields the loss of each step
     "Train as `fit` does."
     size, device = training.run['batch_size'], training.processes.device
     for x, y, _ in batches(training.data, training.rows, size, device, torch.Generator()):
         yield training._take_step(x, y, len(x)).item() / len(x)
+
+def tuned_step(
+    x:torch.Tensor, # (b, 3, size, size)
+    y:torch.Tensor, # (b, 14)
+    backbone:str,
+    bf16:bool=False,
+    compile:bool=False,
+): # a function that takes a step on this batch
+    "Set up a step as a good user of plain PyTorch writes it: channels last, AdamW at once."
+    model, loss = make_model(backbone).to(x.device).train(), FocalLoss().to(x.device)
+    model.to(memory_format=torch.channels_last)
+    x = x.contiguous(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, foreach=True)
+    if compile: model.compile()
+    def step():
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16): logits = model(x)
+        value = loss(logits.float(), y).sum(1).mean()
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return value.item()
+    return step
+
+def steps_a_second(
+    backbone:str,
+    batch, # (x, y) of one network
+    count:int, # steps measured, after two to warm up
+    threads:int,
+) -> float:
+    "Measure `tuned_step` in this process, with so many threads."
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try: return images_per_second(again(tuned_step(*batch, backbone)), 1, count)
+    finally: torch.set_num_threads(before)
+
+def ensemble_steps(
+    backbone:str,
+    x:torch.Tensor, # (k, b, 3, size, size): a batch of each network
+    y:torch.Tensor, # (k, b, 14)
+): # a function that takes a step of all networks
+    """Set up steps of k networks as one `vmap` (model ensembles of `torch.func`). Their BatchNorm
+    keeps no running statistics, which `vmap` cannot write to."""
+    models, loss = [make_model(backbone, seed=k).train() for k in range(len(x))], FocalLoss()
+    for layer in (part for model in models for part in model.modules()):
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.track_running_stats = False
+            layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+    weights, _ = stack_module_state(models)
+    optimizer = torch.optim.AdamW(weights.values(), 1e-4, foreach=True)
+    def value(weights, x, y):
+        return loss(functional_call(models[0], weights, (x,)), y).sum(1).mean()
+    def step():
+        vmap(value)(weights, x, y).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return step
 
 def images_per_second(
     steps, # a generator that takes one step at a time
@@ -83,6 +141,13 @@ def images_per_second(
     start = time.perf_counter()
     for _ in islice(steps, count): pass
     return batch_size * count / (time.perf_counter() - start)
+
+def again(call): # yields without end
+    "Repeat a call, once per step, as `compare_speed` measures it."
+    while True: yield call()
+
+def repeated(calls:dict) -> dict: # name -> a function that makes a generator of calls
+    return {name: lambda call=call: again(call) for name, call in calls.items()}
 
 def compare_speed(
     ways:dict, # name -> a function that makes a generator of steps; the first is the baseline

@@ -33,6 +33,7 @@ TABLES = { # name -> page, cell of the table, runs that the page read it from
     'jobs': ('benchmarks/scoring_speed.ipynb', 'j0bsec0n'),
     'loading': ('benchmarks/loading.ipynb', '1743b45a'),
     'training': ('benchmarks/training_speed.ipynb', '779d065a'),
+    'networks': ('benchmarks/training_speed.ipynb', '2eeaebc1'),
     'gpu': ('explanations/what_it_costs.ipynb', 'c0570012'),
     'differences': ('explanations/why_it_is_fast.ipynb', '5138bb89'),
     'five_seeds': ('explanations/what_tracin_measures.ipynb', 'b6b841b4'),
@@ -189,7 +190,7 @@ CLAIMS = [
     Claim('help', 'Phantom: to remove the 70 % that influence calls harmful costs less than '
           'a random 70 %, AUROC', 'subsets[influence / bottom][0.7]'),
     Claim('speed', 'A score of one direction costs less than three inference passes, 224 '
-          'pixels', 'passes[one direction][224 px / by hand]', 3., False),
+          'pixels', 'passes[one direction][224 px / fused]', 3., False),
     Claim('speed', 'Influence takes less time than by captum, batches of one, s',
           'jobs[influence][ours]', 'jobs[influence][captum, batches of 1]', False),
     Claim('speed', 'Pairwise influence takes less time than by captum, batches of one, s',
@@ -330,9 +331,12 @@ FAILED = { # idea -> what came of it; numbers in braces are read, others are not
     'Two inference passes in place of a derivative': 'A relative error of '
         '{differences[central differences, best step][relative error]:.1e} at the best step, '
         '{differences[forward mode][relative error]:.1e} by forward mode.',
-    'Compile the fused pass': '{tried[one direction, by hand, compiled][inference passes]:.2f} '
-        'inference passes compiled, {tried[one direction, by hand][inference passes]:.2f} '
+    'Compile the fused pass': '{tried[one direction, fused, compiled][inference passes]:.2f} '
+        'inference passes compiled, {tried[one direction, fused][inference passes]:.2f} '
         'without, on a CPU.',
+    'Train several networks in one `vmap`': '{networks[8 in one vmap][times one after another]:.2f} '
+        'of the speed of one after another, eight small networks on two cores; a process a core: '
+        '{networks[2 processes][times one after another]:.2f}.',
     'Ten times the steps on a tenth of the images': 'AUROC by the loss, top: '
         '{budgets[loss / top][auroc / steps]:.3f}, with equal epochs '
         '{budgets[loss / top][auroc / epochs]:.3f}.',
