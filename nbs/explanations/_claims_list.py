@@ -33,7 +33,7 @@ TABLES = { # name -> page, cell of the table, runs that the page read it from
     'jobs': ('benchmarks/scoring_speed.ipynb', 'j0bsec0n'),
     'loading': ('benchmarks/loading.ipynb', '1743b45a'),
     'training': ('benchmarks/training_speed.ipynb', '779d065a'),
-    'networks': ('benchmarks/training_speed.ipynb', '2eeaebc1'),
+    'at_once': ('benchmarks/training_speed.ipynb', '2eeaebc1'),
     'gpu': ('explanations/what_it_costs.ipynb', 'c0570012'),
     'differences': ('explanations/why_it_is_fast.ipynb', '5138bb89'),
     'five_seeds': ('explanations/what_tracin_measures.ipynb', 'b6b841b4'),
@@ -334,9 +334,9 @@ FAILED = { # idea -> what came of it; numbers in braces are read, others are not
     'Compile the fused pass': '{tried[one direction, fused, compiled][inference passes]:.2f} '
         'inference passes compiled, {tried[one direction, fused][inference passes]:.2f} '
         'without, on a CPU.',
-    'Train several networks in one `vmap`': '{networks[8 in one vmap][times one after another]:.2f} '
+    'Train several networks in one `vmap`': '{at_once[8 in one vmap][times one after another]:.2f} '
         'of the speed of one after another, eight small networks on two cores; a process a core: '
-        '{networks[2 processes][times one after another]:.2f}.',
+        '{at_once[2 processes][times one after another]:.2f}.',
     'Ten times the steps on a tenth of the images': 'AUROC by the loss, top: '
         '{budgets[loss / top][auroc / steps]:.3f}, with equal epochs '
         '{budgets[loss / top][auroc / epochs]:.3f}.',
