@@ -174,6 +174,25 @@ def first_picture(cells):
 
 # --- the reference ------------------------------------------------------------------------------------------------------
 
+TASKS = { # what a user comes for -> the verbs that do it, and a page that shows them at work
+    'Read a data set, or make one': ('read_nih read_dataset findings_of load_data Data make_phantom project_path', '../howto/other_datasets.ipynb'),
+    'Train a classifier, or bring one': ('Recipe fit trained evaluate_checkpoint import_checkpoint', '../howto/own_model.ipynb'),
+    'Score training images by their influence': ('influence pairwise open_pairwise score_images load_pool', '../tutorials/follow_one_diagnosis.ipynb'),
+    'Follow influence through a whole training': ('unroll along every_step smoothness', '../explanations/predictable_runs.ipynb'),
+    'Find mislabeled images': ('valuations label_error_scores peer_scores show_extremes', '../tutorials/find_mislabeled_images.ipynb'),
+    'Have them reviewed': ('review_queue batch_for_review review_page read_review review_agreement review_differences apply_review', '../tutorials/find_mislabeled_images.ipynb'),
+    'Retrain on some images, and compare': ('run_subsets compare', '../tutorials/how_small.ipynb'),
+    'Run experiments, and report': ('run repeat sweep plan collect report', '../howto/sweep_on_a_cluster.ipynb'),
+}
+
+def by_task(verbs, root):
+    "The tables of the verbs: heading, the page that shows them, their names. Each verb has its place in one of them."
+    placed = [name for names, _ in TASKS.values() for name in names.split()]
+    assert sorted(placed) == sorted(verbs), f'TASKS of .ci/enrich.py and the verbs of the package differ: {sorted(set(placed) ^ set(verbs))}'
+    for task, (names, page) in TASKS.items():
+        title = json.loads((root/'nbs/reference'/page).resolve().read_text(encoding='utf-8'))['cells'][0]['source']
+        yield task, re.search(r'^# (.*)', ''.join(title), re.M)[1], page, names.split()
+
 def reference(root, proc, notebooks, cfg, entries):
     "Write one page a wing into _proc: each public name with signature, parameters, errors, literature, code and lesson."
     from smalldocs import api # reads docments, types and docstrings
@@ -203,10 +222,11 @@ def reference(root, proc, notebooks, cfg, entries):
     verbs = [name for name in importlib.import_module(cfg.lib_path.name).__all__ if name != '__version__']
     listed = {name: f'| [`{name}`]({where[wing]}#{name}) | {wing} | {api.cell(cite(line, entries))} |' for name, wing, line in names}
     head = '| name | wing | what it does |\n|---|---|---|'
+    tasks = [line for task, title, page, done_by in by_task(verbs, root)
+             for line in (f'## {task}', '', f'At work in [{title}]({page}).', '', head, *(listed[name] for name in done_by), '')]
     (folder/'0_names.qmd').write_text('\n'.join([
-        '---', 'title: Reference', 'description: "The verbs of the package, and every public name in alphabetical order."', '---', '',
-        f'`import {cfg.lib_path.name} as cxr` gives the verbs of the first table. Every other name is imported from its module.', '',
-        '## The verbs', '', head, *(listed[name] for name in verbs if name in listed), '',
+        '---', 'title: "Reference: by task"', 'description: "The names of the package by task, and all of them in alphabetical order."', '---', '',
+        f'`import {cfg.lib_path.name} as cxr` gives the names of the first tables. Every other name is imported from its module.', '', *tasks,
         '## All names', '', head, *(listed[name] for name in sorted(listed, key=str.lower)), '']), encoding='utf-8')
     return names
 
