@@ -226,9 +226,9 @@ def axe():
     found = importlib.util.find_spec('axe_playwright_python')
     return found and Path(found.submodule_search_locations[0])/'axe.min.js'
 
-# What all pages share need not be measured two hundred times, it takes minutes: on long pages each block of code becomes one text, and a
-# page without colours of its own is read in light or in dark, by turns. Contrast takes most of axe's time, and most of a page's texts
-# look alike: of those with the same colours and font, on the same layers down to the page's own, one is measured.
+# What all texts of a page share need not be measured a thousand times, it takes minutes: on long pages each block of code becomes one
+# text. Contrast, in light and in dark, takes most of axe's time, and most of a page's texts look alike: of those with the same colours
+# and font, on the same layers down to the page's own, one is measured.
 STRUCTURE = '''async () => {
   const code = [...document.querySelectorAll('main pre code')];
   if (code.length > 25) code.forEach(block => block.replaceChildren(block.textContent));
@@ -260,8 +260,7 @@ def visits(site, address):
     script = axe() and axe().read_text(encoding='utf-8')
     pages, modes = [p.relative_to(site).as_posix() for p in pages_of(site)], ['light', 'dark']
     def work(browser, path):
-        own = re.search(r'<style type="text/css">|\bstyle="[^"]*(color|background)', (site/path).read_text(encoding='utf-8'))
-        read = modes if own else [modes[pages.index(path)//2 % 2]]
+        read = modes if pages.index(path)//2 % 2 else modes[::-1]
         page, faults, barriers = browser.new_page(viewport={'width': 1280, 'height': 800}, color_scheme=read[0]), [], []
         page.on('console', lambda message: faults.append(f'{path}: console: {message.text}') if message.type == 'error' else None)
         page.on('pageerror', lambda error: faults.append(f'{path}: error: {error}'))
