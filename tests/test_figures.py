@@ -43,10 +43,20 @@ def test_figures_name_no_color_that_the_sheet_does_not_set():
 
 def test_the_package_draws_in_the_colors_of_the_sheet():
     "A figure of the package takes the cycle of whatever style is in use; maps are for images and tables alone."
-    allowed = {'gray', 'Blues', 'Greys', 'RdBu', 'RdBu_r', 'coolwarm', 'viridis', 'cividis', 'magma'}
     drawing = [file for file in ROOT.glob('cxr_influence/*/*.py') if 'plt.' in file.read_text()]
     assert len(drawing) > 5
     for file in drawing:
         source = file.read_text()
-        assert not re.findall(r"""get_cmap|['"](?:tab:?\w+|#[0-9a-fA-F]{6}|skyblue|red|green|blue|orange)['"]""", source), file
-        assert set(re.findall(r"""cmap=['"](\w+)""", source)) <= allowed, file
+        assert not re.findall(r"""get_cmap|['"](?:tab:\w+|tab[12]0\w?|#[0-9a-fA-F]{6}|skyblue|red|green|blue|orange)['"]""", source), file
+        assert set(re.findall(r"""cmap=['"](\w+)""", source)) <= {'gray', 'Blues'}, file
+
+def test_detection_curves_draw_every_score_and_no_two_alike():
+    import pandas as pd
+    from cxr_influence.evidence.label_errors import plot_detection
+    rng, names = np.random.default_rng(0), [f'score {k}' for k in range(16)]
+    scores = pd.DataFrame(rng.random((40, 16)), columns=names)
+    lines = plot_detection([(scores, pd.Series(rng.random(40) < .2))], names).axes[0].lines[:16]
+    assert [line.get_label() for line in lines] == names
+    with plt.style.context('cxr_influence.figures'):
+        lines = plot_detection([(scores, pd.Series(rng.random(40) < .2))], names).axes[0].lines[:16]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 16

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 from IPython import get_ipython
 from joblib import Parallel, cpu_count, delayed
@@ -167,10 +168,11 @@ def _leave_trackers() -> None:
     all_children = getattr(kernel, '_process_children', None)
     if all_children is None or hasattr(kernel, '_leaves_trackers'): return
     kernel._leaves_trackers = True
-    def children():
-        return [child for child in all_children()
-                if not any('resource_tracker' in part for part in child.cmdline())]
-    kernel._process_children = children
+    kernel._process_children = lambda: [child for child in all_children() if _works(child)]
+
+def _works(child:psutil.Process) -> bool: # and neither tracks shared memory nor has ended
+    try: return not any('resource_tracker' in part for part in child.cmdline())
+    except psutil.NoSuchProcess: return False
 
 # %% ../../nbs/6_evidence/01_retraining.ipynb #retr0025
 def _as_they_end(

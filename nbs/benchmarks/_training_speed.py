@@ -100,7 +100,7 @@ def tuned_step(
 def steps_a_second(
     backbone:str,
     batch, # (x, y) of one network
-    count:int, # steps measured, after two to warm up
+    count:int, # steps measured, after one to warm up
     threads:int,
 ) -> float:
     "Measure `tuned_step` in this process, with so many threads."
