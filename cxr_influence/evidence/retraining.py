@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 from IPython import get_ipython
 from joblib import Parallel, cpu_count, delayed
@@ -170,7 +169,8 @@ def _leave_trackers() -> None:
     kernel._leaves_trackers = True
     kernel._process_children = lambda: [child for child in all_children() if _works(child)]
 
-def _works(child:psutil.Process) -> bool: # and neither tracks shared memory nor has ended
+def _works(child) -> bool: # of psutil, and neither tracks shared memory nor has ended
+    import psutil # as ipykernel does, which made the child
     try: return not any('resource_tracker' in part for part in child.cmdline())
     except psutil.NoSuchProcess: return False
 
