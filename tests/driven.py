@@ -128,7 +128,7 @@ class Lab:
         path = self.folder/self.notebook
         before = path.stat().st_mtime_ns
         self.menu('File', 'Save Notebook')
-        for _ in range(100): # Lab does not write it in one go
+        for _ in range(600): # Lab does not write it in one go
             time.sleep(.1)
             with contextlib.suppress(ValueError):
                 if path.stat().st_mtime_ns != before: return nbformat.read(path, 4)
@@ -137,7 +137,7 @@ class Lab:
     def close(self):
         self.page.close()
         os.killpg(self.process.pid, signal.SIGTERM)
-        self.process.wait(20)
+        self.process.wait(60)
         self.log.close()
 
 def one_cell(path, source):

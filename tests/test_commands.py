@@ -1,6 +1,6 @@
 "The commands in a shell, and the experiments by papermill, as a person would run them."
 import ast, importlib.util, json, os, re, shutil, signal, subprocess, sys, time
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 
@@ -377,8 +377,10 @@ def test_jupyterlab_listens_to_this_machine_only_and_wants_a_token(tmp_path):
     env.pop('JUPYTER_TOKEN')
     job = subprocess.Popen([*words, '--no-browser', '--allow-root', '--ServerApp.port=0'], cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        while job.poll() is None and not list(tmp_path.glob('jpserver-*.json')): time.sleep(.1)
-        facts = json.loads(next(tmp_path.glob('jpserver-*.json')).read_text())
+        facts = None
+        while job.poll() is None and not facts: # it is there before it is written
+            time.sleep(.1)
+            with suppress(StopIteration, ValueError): facts = json.loads(next(tmp_path.glob('jpserver-*.json')).read_text())
         assert facts['hostname'] == '127.0.0.1' and len(facts['token']) > 20
         assert requests.get(f'{facts["url"]}api/contents', timeout=30).status_code == 403
     finally:

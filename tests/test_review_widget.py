@@ -106,7 +106,7 @@ def test_blinded_sends_no_label_score_or_probability(many, tmp_path):
         if not number: assert {'proponent', 'opponent'} <= {one['role'] for one in after['related']}
         assert states(talk(widget, {'do': 'next'}))[0]['image'] == names[number + 1]
     gallery = widget._repr_mimebundle_()[0]['text/html']
-    assert 'labelled' not in gallery and not re.search('proba|score|doubt', gallery)
+    assert 'labelled' not in gallery and not re.search('proba|score|doubt', re.sub('base64,[^"]+', '', gallery))
 
 def test_saved_notebooks_stay_small(many, tmp_path):
     "The state of the widget is its code alone; the gallery is small and describes every picture."
@@ -203,7 +203,7 @@ def test_page_is_one_file(many, tmp_path):
     "It names no other place, a hostile reviewer stays text, and its pictures are of the size that was asked for."
     evil = '</script><script>alert(1)</script>'
     text = review_page(many, tmp_path/'review.html', reviewer=evil, size=100).read_text(encoding='utf-8')
-    assert text.count('</script>') == 2 and 'alert(1)' in text and not re.search(r'https?:|//cdn|(src|href)="', text)
+    assert text.count('</script>') == 2 and 'alert(1)' in text and not re.search(r'https?:|//cdn|(src|href)="', re.sub('base64,[^"]+', '', text))
     facts = json.loads(re.search(r'id="queue">(.*?)</script>', text, re.S)[1])
     assert facts['reviewer'] == evil and [item['image'] for item in facts['items']] == list(many.table.index)
     for item in facts['items']: assert max(pixels(base64.b64decode(item['picture'])).shape) == 100

@@ -58,6 +58,7 @@ def __repr__(self:ImageStore) -> str:
 _DECODE = 'delete the folder, and decode again'
 
 def _damaged(folder:Path, why) -> DamagedFile:
+    why = ' '.join(str(why).split())[:200] # NumPy says more of some headers
     return DamagedFile(f'{folder} is damaged ({why}): {_DECODE}.')
 
 # %% ../../nbs/1_data/05_store.ipynb #9eefb0bb
