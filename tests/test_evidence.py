@@ -175,7 +175,7 @@ def test_lds_of_sums_and_of_noise(rng):
     assert np.allclose(lds(-scores, subsets, losses), -1) and np.allclose(lds(2 * scores + 5, subsets, losses), 1)
     plain = [spearmanr([sum(s for s, kept in zip(scores[0][::-1], row) if kept) for row in subsets], -losses[:, 0]).statistic]
     assert np.allclose(lds(scores[0][::-1], subsets, losses[:, 0]), plain)
-    table = lds_interval(scores, subsets, losses + rng.normal(size=losses.shape), 50)
+    table = lds_interval(scores, subsets, losses + 5 * rng.normal(size=losses.shape), 50) # nearer to 1, ties of resampling bias it
     assert table['low'] <= table['lds'] <= table['high'] <= 1
     with refused('for 3 outputs and 80 training images'): lds(scores[:2], subsets, losses)
 

@@ -63,7 +63,7 @@ def test_no_threshold_beats_the_chosen_one(made):
 def test_calibration_errors_are_what_they_say(made):
     targets, probabilities, _ = made
     def slow(y, p, bins=15): # Guo et al. 2017, bin by bin; the ends of bins as in torchmetrics
-        where = np.clip(np.searchsorted(np.linspace(0, 1, bins + 1).astype('float32'), p.astype('float32'), 'right') - 1, 0, bins - 1)
+        where = np.clip(np.searchsorted(torch.linspace(0, 1, bins + 1, dtype=torch.float64).numpy(), p, 'right') - 1, 0, bins - 1)
         return sum(abs(y[where == b].mean() - p[where == b].mean()) * (where == b).mean() for b in range(bins) if (where == b).any())
     by_finding = [slow(*known(targets, probabilities, i)) for i in range(14)]
     keep = ~np.isnan(targets)

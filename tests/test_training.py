@@ -60,6 +60,7 @@ def test_killed_twenty_times_at_random_moments_it_ends_in_the_same_bytes(start, 
             process.join()
             kills += 1
             stages |= {path.name for path in out.glob('*')}
+            if not any(name.startswith(('unfinished', 'epoch')) for name in stages): seconds *= 1.3 # busier than when it was measured
         elif more(): # it came to its end: compare, and begin again
             assert same(whole, out, files=FILES + ['average.safetensors'])
             shutil.rmtree(out)

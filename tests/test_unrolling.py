@@ -97,7 +97,7 @@ def test_labels_add_up_to_their_image_and_any_loss_will_do():
 def test_it_is_what_central_differences_give():
     net, start, batches, steps, target = small_run('smooth', 1e9)
     steps = [at._replace(rate=at.rate / 10, root_epsilon=1e-6) for at in steps]
-    ones, change, h = torch.ones(STEPS, SIZE).double(), torch.randn(STEPS, SIZE).double(), 1e-4
+    ones, change, h = torch.ones(STEPS, SIZE).double(), torch.randn(STEPS, SIZE).double(), 1e-5
     def loss(step): return target_loss(net, run_through(net, start, batches, steps, ones + step * change)[-1], target)
     states = [_State(*(t.detach() for t in state)) for state in run_through(net, start, batches, steps, ones)]
     products = reverse(net, states, batches, steps, ones, target)[0] * change
