@@ -61,6 +61,6 @@ def describe_runs(folders:dict) -> pd.DataFrame: # one row per run
     for name, folder in folders.items():
         facts = check_tables(folder)
         rows[name] = {'commit': facts['commit'], 'day': facts['start'][:10],
-                      'minutes': round(facts['seconds'] / 60), 'device': facts['device'],
-                      'cores': facts['cores'], 'torch': facts['torch']}
+                      'device': facts['device'], 'cores': facts['cores'],
+                      'torch': facts['torch']}
     return pd.DataFrame(rows).T
