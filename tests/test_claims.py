@@ -168,30 +168,35 @@ def test_the_commit_is_the_first_with_these_numbers(tmp_path, monkeypatch):
 import _tables as tables
 from cxr_influence.data.files import _checksum
 
-def run_folder(folder, **facts):
+def run_folder(folder, *names, **facts):
     "What a run of two seeds leaves."
     folder.mkdir(parents=True)
-    for name in 'found.csv', 'row.csv': pd.DataFrame({'value': np.random.default_rng().normal(size=3)}).to_csv(folder/name, index=False)
+    names = names or ('found.csv', 'row.csv')
+    for name in names: pd.DataFrame({'value': np.random.default_rng().normal(size=3)}).to_csv(folder/name, index=False)
     (folder/'log.txt').write_text('a line\n')
-    results = {name: _checksum(folder/name) for name in ('found.csv', 'row.csv')}
+    (folder/'scores.parquet').write_bytes(b'columns')
+    results = {name: _checksum(folder/name) for name in (*names, 'scores.parquet')}
     record = dict(experiment='label_errors', status='complete', commit='0' * 12, changed_since=False, host='here', device='cpu', cores=2, torch='2',
                   parameters=dict(data='/somewhere/radiographs', n=3, seeds=[0, 1], kept='_runs/injected'), start='2026-01-02T03:04:05', seconds=60.,
-                  results=results | {'found.parquet': '0-0'})
+                  results=results)
     (folder/'run.json').write_text(json.dumps(record | facts))
     return folder
 
-def test_tables_are_kept_as_a_run_wrote_them(tmp_path):
-    for again in range(2): # the second takes the place of the first
-        folder = run_folder(tmp_path/f'runs {again}/one')
+def test_tables_are_kept_as_a_run_wrote_them(tmp_path, monkeypatch):
+    for again in range(2): # the second takes the place of the first, which had a table more
+        folder = run_folder(tmp_path/f'runs {again}/one', 'found.csv', 'row.csv', *['more.csv'][again:])
         kept = tables.keep_tables(folder, tmp_path/'kept')
-        assert kept == tmp_path/'kept/label_errors/one' and {file.name for file in kept.iterdir()} == {'found.csv', 'row.csv', 'run.json'}
+        assert kept == tmp_path/'kept/label_errors/one' and {file.name for file in kept.iterdir()} == {'found.csv', 'row.csv', 'run.json', *['more.csv'][again:]}
         assert all((kept/name).read_bytes() == (folder/name).read_bytes() for name in ('found.csv', 'row.csv'))
         assert [file.name for file in kept.parent.iterdir()] == ['one']
     text = (kept/'run.json').read_text()
     assert 'somewhere' not in text and '"here"' not in text and json.loads(text)['parameters']['data'] == 'radiographs'
     assert [*tables.describe_runs({'a': kept}).loc['a', ['commit', 'day', 'cores']]] == ['0' * 12, '2026-01-02', 2]
+    monkeypatch.setattr(tables, 'KEPT', tmp_path/'kept')
+    assert tables.kept_runs({'a': 'label_errors/one'}) == {'a': kept}
+    with pytest.raises(InputError, match='has no run.json'): tables.kept_runs({'a': 'label_errors/none'})
     with open(kept/'row.csv', 'a') as file: file.write('1\n')
-    with pytest.raises(InputError, match='row.csv is not as the run wrote it'): tables.check_tables(kept)
+    with pytest.raises(InputError, match='row.csv is not as the run wrote it'): tables.kept_runs({'a': 'label_errors/one'})
 
 @pytest.mark.parametrize('facts, said', [(dict(status='running'), 'is running'), (dict(changed_since=True), 'in no commit')])
 def test_tables_of_no_finished_run_of_committed_code_are_refused(tmp_path, facts, said):
@@ -204,9 +209,24 @@ def test_tables_of_no_finished_run_of_committed_code_are_refused(tmp_path, facts
     with pytest.raises(InputError, match='found.csv is not as the run wrote it'): tables.keep_tables(damaged, tmp_path/'kept')
     assert {file.name: file.read_bytes() for file in before.iterdir()} == was and len([*before.parent.iterdir()]) == 1
 
+def test_half_kept_tables_are_not_taken_for_whole_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, 'KEPT', tmp_path/'kept')
+    tables.keep_tables(run_folder(tmp_path/'runs/one'), tmp_path/'kept')
+    write, done = tables._write_whole, []
+    def interrupted(*given):
+        if done: raise KeyboardInterrupt
+        done.append(write(*given))
+    monkeypatch.setattr(tables, '_write_whole', interrupted)
+    again = run_folder(tmp_path/'runs again/one')
+    with pytest.raises(KeyboardInterrupt): tables.keep_tables(again, tmp_path/'kept')
+    with pytest.raises(InputError, match='found.csv is not as the run wrote it'): tables.kept_runs({'a': 'label_errors/one'})
+    monkeypatch.setattr(tables, '_write_whole', write)
+    tables.keep_tables(again, tmp_path/'kept')
+    assert tables.kept_runs({'a': 'label_errors/one'})
+
 @pytest.mark.parametrize('folder', sorted({file.parent.relative_to(tables.KEPT).as_posix() for file in tables.KEPT.glob('*/*/run.json')}))
 def test_kept_tables_are_of_a_commit_of_this_history_and_of_an_experiment_as_it_is(folder):
-    facts = tables.check_tables(tables.KEPT/folder)
+    facts = tables._undamaged(tables.KEPT/folder)
     assert facts['experiment'] == folder.split('/')[0] and 0 < facts['seconds']
     page = json.loads((ROOT/f'nbs/experiments/{facts["experiment"]}.ipynb').read_text(encoding='utf-8'))
     settings = next(''.join(cell['source']) for cell in page['cells'] if 'parameters' in cell['metadata'].get('tags', []))

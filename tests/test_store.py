@@ -332,6 +332,15 @@ def test_a_flipped_bit_without_the_image_names_it(copy, tmp_path):
         assert 'is damaged' in said and 'decode again' in said, flipped
         assert place < header or frame.index[(place - header) // 64**2] in said, flipped
 
+def test_a_header_of_which_numpy_says_much_is_one_short_sentence(copy, tmp_path):
+    frame, out = read_nih(copy).iloc[:12], tmp_path/'store'
+    decode(frame, copy, 64, out)
+    with open(out/'pixels.npy', 'r+b') as file:
+        file.seek(9) # the header's length, longer than NumPy reads unasked
+        file.write(b'\x7f')
+    said = sentence(lambda: open_store(out))
+    assert 'is damaged' in said and 'decode again' in said and len(said) < 300 + len(str(out))
+
 def test_a_damaged_row_whose_image_is_another_by_now_is_not_taken_from_it(copy, tmp_path, capsys):
     frame, out = read_nih(copy), tmp_path/'store'
     store = decode(frame, copy, 64, out)

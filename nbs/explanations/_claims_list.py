@@ -81,8 +81,7 @@ def _inside(data, kind, score, name): # a score, where the number of findings is
 
 def _repair(data, repair, by):
     place = f'repaired[{data} / {repair} / {by}]'
-    shown = data.replace('phantom', 'Phantom')
-    return Claim('help', f'{shown}: to {repair} what {by} flags recovers more than a random '
+    return Claim('help', f'{SHOWN[data]}: to {repair} what {by} flags recovers more than a random '
                  'tenth, in shares of what label errors cost', f'{place}[over_random]', 0.,
                  True, (f'{place}[over_low]', f'{place}[over_high]'))
 
@@ -262,7 +261,9 @@ SENTENCES = {RUNS: [
     'On real radiographs {inside[one_finding / standardised_loss][NIH]:.2fi} and '
     '{inside[one_of_fourteen / standardised_loss][NIH]:.2fi} are left',
     'on real images {inside[one_finding / influence][NIH]:.2fi} for one finding, and for '
-    'fourteen {inside[one_of_fourteen / influence][NIH]:.2fi}, which is chance',
+    'fourteen {inside[one_of_fourteen / influence][NIH]:.2fi}, no different from chance',
+    f'the loss finds {{{LOSS}{NIH}:.2f}} of the flips of one finding in a tenth, and the number '
+    f'of findings labelled {{{COUNT}{NIH}:.2f}}',
     'the loss has an AUROC of {inside[one_finding / standardised_loss][phantom]:.2f} on the '
     'phantom and {inside[one_finding / standardised_loss][NIH]:.2fi} on real radiographs, '
     'influence {inside[one_finding / influence][phantom]:.2fi} and '
