@@ -12,8 +12,8 @@ env:        ## the Python environment, in VENV (.venv); renewed when settings.in
 	@bash .ci/env.sh "$(VENV)"
 demo: env   ## the whole study, small: DATA=folder takes real images; ARGS=... goes to cxr_demo
 	@$(BIN)/cxr_demo $(if $(DATA),--data "$(DATA)") $(ARGS)
-test: env   ## everything that is checked, with a count at the end
-	@$(BIN)/python .ci/test.py
+test: env   ## every check, with a count at the end; the longest take turns by commit, ARGS=--all runs all of them
+	@$(BIN)/python .ci/test.py $(ARGS)
 faults: env ## hurt real runs in every way we know (kill, full disk, flipped bits ...): about five minutes
 	@$(BIN)/python tests/faults.py $(ARGS)
 lab: env    ## JupyterLab, for this machine only, with a token; ARGS='--port=9000 ...' goes to it

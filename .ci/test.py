@@ -1,4 +1,7 @@
-"Run every check, three or more at a time, and end on the line `N passed, M failed, K skipped`."
+"""Run every check, three or more at a time, and end on the line `N passed, M failed, K skipped`.
+
+Those that take longest take turns, so that two slow cores are done within an hour: a commit runs every fourth of them,
+which ones its hash decides. `--all` runs all of them: before a release, and once a week."""
 import multiprocessing, os, shutil, subprocess, sys, tempfile, time
 import xml.etree.ElementTree as xml
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -12,6 +15,8 @@ ENV = {**os.environ, 'PATH': f'{BIN}{os.pathsep}{os.environ["PATH"]}', 'PYTHONPA
        'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': THREADS, 'MKL_NUM_THREADS': THREADS, 'PYTHONUNBUFFERED': '1'}
 PARTS = 6 # of the tests, side by side with each other and with the notebooks
 LIMIT = 2400 # seconds for a check
+ENOUGH = 2700 # seconds after which, on a slow machine, no further check begins; those left are named
+TURNS = 4 # in which checks that take long are run
 SKIPPED = 77 # a check's exit code when it cannot be done here
 
 def call(*command, cwd=ROOT, env=ENV):
@@ -90,45 +95,61 @@ def tests(files):
     bad = count['failures'] + count['errors']
     return max(0, count['tests'] - bad - count['skipped']), bad or int(code != 0), count['skipped'], text
 
-# Those that take longest begin first: at the end only short ones are left, and no core waits for another.
-LONG = ['what_tracin_measures', '02_valuations', '09_bank', '05_label_errors', '06_pools', '05_pairwise', '04_scoring', '02_runs',
-        'why_it_is_fast', '05_cli', 'index', 'sweep_on_a_cluster', '03_sweeps', '10_peers', '08_whole_run']
+# Pages that take a minute or more, the longest first: they take turns, and tutorials, too, which are run twice.
+LONG = ['02_valuations', 'what_tracin_measures', 'why_it_is_fast', '09_bank', '10_peers', '05_label_errors', '06_pools', '08_whole_run',
+        '05_pairwise', 'sweep_on_a_cluster', '02_runs', '04_scoring', '03_sweeps', '05_cli', '06_resume']
+
+def turn():
+    "Which of the turns this commit has; the first where git does not know it."
+    known = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=ROOT, capture_output=True, text=True)
+    return int(known.stdout[:8] or '0', 16) % TURNS
 
 # Cheap pages with cells that need NIH's data: they must say so, and go on.
 WITHOUT_DATA = ['nbs/1_data/03_nih.ipynb', 'nbs/1_data/10_composition.ipynb']
 
+def waiting(long, mine):
+    "Those of the long ones that have another turn."
+    return [one for place, one in enumerate(long) if place % TURNS != mine]
+
 def main():
+    every = sys.argv[1:] == ['--all']
+    if not every and sys.argv[1:]: sys.exit(f'{" ".join(sys.argv[1:])}: the only option is --all')
+    if not every: ENV['TURN'] = f'{turn()}/{TURNS}' # tests/conftest.py reads it
     lessons = [f for f in tracked() if f.suffix == '.ipynb' and not (f.parent/'.notest').exists()
                and not any(p[0] in '._' for p in f.relative_to(ROOT).parts)]
     tutorials = [f for f in lessons if f.parent.name == 'tutorials'] # run twice instead, in a clone
     lessons = [f for f in lessons if f not in tutorials]
     lessons.sort(key=lambda file: LONG.index(file.stem) if file.stem in LONG else len(LONG))
+    others = [] if every else [*waiting(tutorials + [file for file in lessons if file.stem in LONG], turn())]
+    tutorials, lessons = ([file for file in some if file not in others] for some in (tutorials, lessons))
     files = sorted((ROOT/'tests').glob('test_*.py'), key=lambda file: -file.stat().st_size) # dealt out, so that each part takes about as long
     parts = {f'tests, part {part + 1} of {PARTS}': lambda part=part: tests(files[part::PARTS]) for part in range(PARTS)}
     twice = {f'{f.relative_to(ROOT)}, twice': lambda f=f: one(*call(sys.executable, '.ci/twice.py', f)) for f in tutorials}
     twice['pages without data, twice'] = lambda: one(*call(sys.executable, '.ci/twice.py', *WITHOUT_DATA))
-    checks = {**twice, **parts, 'the site and its links': lambda: one(*call(sys.executable, '.ci/docs.py')),
+    checks = {**parts, **twice, 'the site and its links': lambda: one(*call(sys.executable, '.ci/docs.py')),
               **{str(f.relative_to(ROOT)): lambda f=f: notebook(f) for f in lessons},
               'modules and notebooks in step': in_step,
               'README.md in step': lambda: one(*call(sys.executable, '.ci/readme.py', '--check')),
               'vulnerabilities of the packages': lambda: one(*call(sys.executable, '.ci/audit.py'))}
     def timed(check):
-        start = time.time()
+        since = time.time()
+        if not every and since - start > ENOUGH: return 0, 0, 1, f'not begun: the others took {ENOUGH/60:.0f} minutes', 0
         try: result = check()
         except Exception as error: result = one(1, f'{type(error).__name__}: {error}\n')
-        return *result, time.time() - start
+        return *result, time.time() - since
     os.environ.update(ENV) # of the process that pages are forks of
     if FORKS: FORKS.set_forkserver_preload(IMPORTS)
-    total, start = [0, 0, 0], time.time()
+    total, start = [0, 0, len(others)], time.time()
+    if others: print(f'Their turn comes with other commits, or with ARGS=--all: {", ".join(str(f.relative_to(ROOT)) for f in others)}')
     print(f'{len(lessons) + len(tutorials)} notebooks, the tests, the site and what is generated, {WORKERS} at a time', flush=True)
     with ThreadPoolExecutor(WORKERS) as pool:
-        waiting = {pool.submit(timed, check): name for name, check in checks.items()}
-        for done in as_completed(waiting):
+        begun = {pool.submit(timed, check): name for name, check in checks.items()}
+        for done in as_completed(begun):
             passed, failed, skipped, text, seconds = done.result()
             total = [a + b for a, b in zip(total, (passed, failed, skipped))]
             verdict = 'FAILED' if failed else 'skipped' if not passed else 'passed'
-            if not passed or failed or waiting[done].startswith('tests'): print('-'*100, text.rstrip(), '-'*100, sep='\n')
-            print(f'{verdict:8}{seconds:6.1f} s  {waiting[done]}', flush=True)
+            if not passed or failed or begun[done].startswith('tests'): print('-'*100, text.rstrip(), '-'*100, sep='\n')
+            print(f'{verdict:8}{seconds:6.1f} s  {begun[done]}', flush=True)
     print(f'in {time.time() - start:.0f} s')
     print('{} passed, {} failed, {} skipped'.format(*total), flush=True)
     return total[1] > 0

@@ -1,5 +1,5 @@
 "One small phantom, one trained run of it, and the real images where they are."
-import multiprocessing, os, runpy, signal, sys
+import importlib.util, multiprocessing, os, runpy, signal, sys, zlib
 from pathlib import Path
 
 os.environ.setdefault('TQDM_DISABLE', '1') # before tqdm is imported
@@ -16,6 +16,18 @@ from cxr_influence.training.checkpoints import Recipe
 from cxr_influence.training.resume import fit
 
 REAL = Path(os.environ.get('NIH14', Path(__file__).resolve().parents[2]/'shared/nih14-mini'))
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'long(group): takes ten seconds or more beside others on two cores; in .ci/test.py such tests take turns, a group together')
+
+def pytest_collection_modifyitems(items):
+    "Where TURN is `k/n`, run the kth of every n tests that take long; which ones, their names decide."
+    if not (turn := os.environ.get('TURN')): return
+    mine, turns = map(int, turn.split('/'))
+    for item in items:
+        mark = item.get_closest_marker('long')
+        if mark and zlib.crc32((mark.args or (item.nodeid,))[0].encode()) % turns != mine:
+            item.add_marker(pytest.mark.skip(reason='takes long: its turn comes with another commit, or with `make test ARGS=--all`'))
 
 @pytest.fixture(scope='session')
 def phantom(tmp_path_factory): return make_phantom(tmp_path_factory.mktemp('data')/'phantom', n=120, size=64, seed=7)
@@ -48,6 +60,13 @@ def refused(*words):
             assert all(word in str(error) for word in words) and '\n' not in str(error), str(error)
             return True
     return Refused()
+
+def ci(name):
+    "A script of .ci as a module."
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).resolve().parents[1]/f'.ci/{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 def rewrite(path, text):
     "Write a file on purpose, with its checksum."

@@ -77,6 +77,7 @@ def gradient(model, loss, x, y, weights):
 
 def close(a, b): return np.abs(np.asarray(a) - np.asarray(b)).max() <= 2e-3 * max(np.abs(np.asarray(b)).max(), 1e-12)
 
+@pytest.mark.long
 @pytest.mark.parametrize('count', [1, 3, 40])
 def test_every_engine_scores_as_the_definition_in_float64(made, tmp_path, count):
     folder, data, run = made(count)
@@ -166,6 +167,7 @@ def test_a_run_of_other_findings_is_refused_by_every_function(made, tmp_path):
         assert 'findings' in sentence(fit, wrong, run, SMALL, device='cpu')
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob('*')} and not [*tmp_path.glob('*.csv')]
 
+@pytest.mark.long
 @pytest.mark.parametrize('count', [1, 3])
 def test_valuations_subsets_evaluation_and_card(made, tmp_path, count):
     folder, data, run = made(count)

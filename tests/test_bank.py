@@ -55,6 +55,7 @@ def test_several_seeds_have_a_ceiling_below_one(rng):
     found = compare_with_bank(rng.normal(size=30), random_bank(rng, sets=30, seeds=3), np.ones((1, 5, 3)))
     assert 0 <= found.ceiling < 1
 
+@pytest.mark.long
 def test_the_bank_is_this_run_without_the_images(data, run, tmp_path, monkeypatch):
     images, whole = list(data.train.index[:4]), list_checkpoints(run)[-1].facts['validation_loss']
     bank = retrain_bank(run, data, {'a': images[:2], 'b': images}, tmp_path)
@@ -69,6 +70,7 @@ def test_the_bank_is_this_run_without_the_images(data, run, tmp_path, monkeypatc
     again = retrain_bank(run, data, {'b': images[::-1]}, tmp_path) # of a set, and read
     assert np.array_equal(again.losses[0], bank.losses[1]) and not made
 
+@pytest.mark.long
 def test_a_window_starts_from_a_kept_state_and_other_seeds_from_none(data, run, tmp_path):
     sets = {'a': list(data.train.index[:6])}
     late = retrain_bank(run, data, sets, tmp_path, first_epoch=3)
@@ -79,6 +81,7 @@ def test_a_window_starts_from_a_kept_state_and_other_seeds_from_none(data, run, 
     fit(data, tmp_path/'four', recipe('smooth', epochs=3, batch_size=16), seed=4, device='cpu')
     assert np.isclose(others.whole[1].sum(-1).mean(), list_checkpoints(tmp_path/'four')[-1].facts['validation_loss'], rtol=1e-3)
 
+@pytest.mark.long
 def test_a_bank_with_gaps_is_refused(data, run, tmp_path, monkeypatch):
     sets, real = {'a': [data.train.index[0]], 'b': [data.train.index[1]]}, module._losses_without
     def fails(run, data, images, *rest):
@@ -104,6 +107,7 @@ def test_refusals_are_one_sentence(data, run, tmp_path):
     drawn = random_removals(data, .1, 3, seed=1)
     assert len({tuple(images) for images in drawn.values()}) == 3 and {len(images) for images in drawn.values()} == {round(.1 * len(data.train))}
 
+@pytest.mark.long
 def test_tracin_of_a_window_adds_up_its_epochs(data, run, tmp_path):
     from cxr_influence.attribution.scoring import influence
     whole, _ = scores_to_compare(run, data, tmp_path, ['influence', 'influence_Effusion'], device='cpu')

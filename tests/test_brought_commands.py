@@ -48,6 +48,7 @@ def study(tmp_path_factory):
     assert [code for code, _ in said] == [0] * 3, '\n'.join(text for _, text in said)
     return folder, said
 
+@pytest.mark.long('softmax and a pool')
 def test_softmax_and_a_pool_from_the_command_line(study, tmp_path):
     folder, said = study
     facts = list_checkpoints(folder/'checkpoints')[0].facts
@@ -65,6 +66,7 @@ def test_softmax_and_a_pool_from_the_command_line(study, tmp_path):
     assert {*own.index} == {*data.train.index} and not {*own.index} & {*found.index}
     assert 'cxr_subset' in said[1][1] and 'cxr_subset' not in said[2][1]
 
+@pytest.mark.long('softmax and a pool')
 def test_a_pool_is_no_part_of_a_study_and_a_chapter_of_its_own(study, tmp_path, monkeypatch):
     folder, _ = study
     pool, whole = ([path for path in (folder/'_runs/influence').iterdir() if ('"pool": null' in (path/'run.json').read_text()) == known][0] for known in [False, True])
@@ -72,6 +74,7 @@ def test_a_pool_is_no_part_of_a_study_and_a_chapter_of_its_own(study, tmp_path, 
     page = report([pool], tmp_path/'report.html').read_text()
     assert 'not trained on' in page and 'Influence of the training images' not in page
 
+@pytest.mark.long('softmax and a pool')
 def test_a_pool_that_cannot_be_scored_is_refused(study, here, tmp_path):
     folder, _ = study
     run, data = folder/'checkpoints', load_data(folder/'data', SIZE, tmp_path)
@@ -122,6 +125,7 @@ def test_a_cell_without_parameters_is_named(tmp_path):
         nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source, metadata={'tags': tags})]), tmp_path/'t.ipynb')
         with refused('t.ipynb', words, 'parameters'): parameters_of(tmp_path/'t.ipynb')
 
+@pytest.mark.long('softmax and a pool')
 def test_a_run_of_ones_own_table_is_scored_whatever_kernel_is_called_python3(study, tmp_path, monkeypatch):
     "Trained in Python from a table in its folder; JUPYTER_PATH, as cluster modules set it, leads to a kernel that cannot start."
     folder, _ = study
@@ -142,6 +146,7 @@ def test_a_run_of_ones_own_table_is_scored_whatever_kernel_is_called_python3(stu
     found = pd.read_csv(tmp_path/'x.csv', index_col='image').influence
     np.testing.assert_allclose(found, right[found.index], rtol=1e-4, atol=1e-6 * right.abs().max())
 
+@pytest.mark.long('softmax and a pool')
 def test_rules_that_cannot_be_compared_are_refused_before_any_training(study, here, tmp_path):
     folder, _ = study
     for rules in ['top', 'top,bottom', 'random,random', 'random,best']:
@@ -150,6 +155,7 @@ def test_rules_that_cannot_be_compared_are_refused_before_any_training(study, he
         assert code == 2 and 'rule' in text.splitlines()[-1], text
     assert not [*tmp_path.rglob('*.json')] and not [*tmp_path.rglob('*.parquet')]
 
+@pytest.mark.long
 def test_the_commands_run_without_what_windows_lacks():
     code = ("import sys; sys.modules |= dict.fromkeys(['resource', 'fcntl', 'termios', 'pwd'])\nimport cxr_influence.runs.cli, cxr_influence.runs.pipeline, cxr_influence.runs.runs, "
             "cxr_influence.runs.sweeps, cxr_influence.runs.report, cxr_influence.evidence.subsets\nprint(cxr_influence.runs.runs._peak_memory())")

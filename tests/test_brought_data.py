@@ -486,6 +486,7 @@ SMALL = {
     'no positive anywhere': lambda data: few(data, 'train', data.train.index, train=0., validation=0., test=0.),
 }
 
+@pytest.mark.long
 @pytest.mark.parametrize('case', SMALL)
 @pytest.mark.filterwarnings('ignore')
 def test_few_images_give_a_result_whose_gaps_are_named(data, tmp_path, case):
@@ -519,6 +520,7 @@ def test_counts_that_are_none(data, tmp_path, name, value):
 def test_seeds_that_are_none(data, tmp_path, seed):
     assert f'seed is {seed!r}' in sentence(fit, data, tmp_path/'run', Recipe('densenet_small'), seed=seed, device='cpu')
 
+@pytest.mark.long
 def test_numbers_of_numpy_and_a_batch_of_everything(data, tmp_path):
     numbers = Recipe('densenet_small', epochs=np.int64(1), batch_size=np.float32(10**6), learning_rate=np.float32(.5) / 512, clip=np.int32(10))
     found = fit(data, tmp_path/'a', numbers, seed=np.int64(3), device='cpu')

@@ -57,6 +57,7 @@ def study(tmp_path_factory):
     assert [code for code, _ in said] == [0] * 5, '\n'.join(text for _, text in said)
     return folder, [text for _, text in said]
 
+@pytest.mark.long('cxr commands')
 def test_the_commands_do_what_they_say(study):
     folder, said = study
     results = folder/'results'
@@ -75,6 +76,7 @@ def test_the_commands_do_what_they_say(study):
     assert abs(remove.images[1] - len(scores) / 2) < 1
     if len(scores) % 2 == 0: assert remove.retrained[1] == select.retrained[2] # to remove the top half is to select the bottom one
 
+@pytest.mark.long('cxr commands')
 def test_a_second_call_finds_the_work_done(study, monkeypatch):
     folder, _ = study
     monkeypatch.chdir(folder)
@@ -83,6 +85,7 @@ def test_a_second_call_finds_the_work_done(study, monkeypatch):
     assert within(pipeline.cxr_subset, '--mode', 'remove', '--fractions', .5, '--seeds', 1)[0] == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
+@pytest.mark.long('cxr commands')
 def test_the_executed_notebook_has_the_parameters_and_no_error(study):
     folder, _ = study
     run, = (folder/'_runs/baseline').iterdir()
@@ -102,11 +105,13 @@ def test_what_is_wrong_is_said_in_a_sentence(here, tmp_path, words, answer):
     assert code == 2 and answer in text and 'Traceback' not in text, text
     assert list(tmp_path.iterdir()) == []
 
+@pytest.mark.long('cxr commands')
 def test_an_error_inside_the_notebook_arrives_as_a_sentence(study, here):
     folder, _ = study
     code, text = here('cxr_baseline', '--data', folder/'data/NIH14', '--recipe', 'small', '--image_size', 31)
     assert code == 2 and 'image_size is 31' in text and 'Traceback' not in text, text
 
+@pytest.mark.long('cxr commands')
 def test_papermill_runs_an_experiment(study, tmp_path):
     folder, _ = study
     code, text = shell(tmp_path, 'papermill', ROOT/'nbs/experiments/baseline.ipynb', 'out.ipynb', '-p', 'data', folder/'data/NIH14',
@@ -123,6 +128,7 @@ def test_the_import_and_help_are_light(tmp_path, command):
     assert done.returncode == 0 and 'usage:' in done.stdout and 'cxr_influence.runs.cli' in loaded, done.stderr
     assert not loaded & {'torch', 'pandas', 'matplotlib', 'sklearn', 'papermill', 'nbconvert', 'nbformat'}
 
+@pytest.mark.long
 def test_the_demonstration_ends_in_one_report_of_four_chapters(tmp_path):
     code, text = shell(tmp_path, 'cxr_demo', '--n', 130, '--epochs', 1, '--seeds', 1)
     assert code == 0 and all(f'{step}/4' in text for step in range(1, 5)), text
@@ -183,6 +189,7 @@ def only_run(folder, name='addition'):
     run, = (folder/'_runs'/name).glob('*/run.json')
     return run.parent, json.loads(run.read_text())
 
+@pytest.mark.long
 def test_a_run_prints_its_row_is_complete_and_can_be_repeated(here, tmp_path):
     made = notebook(tmp_path)
     code, text = here('cxr_run', made, '-p', 'a=5', '--name', 'five')
@@ -197,6 +204,7 @@ def test_a_run_prints_its_row_is_complete_and_can_be_repeated(here, tmp_path):
     code, text = shell(tmp_path, 'cxr_run', '--again', run)
     assert code == 0 and 'agree' in text, text
 
+@pytest.mark.long
 def test_a_repeated_run_with_other_numbers_is_told(here, tmp_path):
     made = notebook(tmp_path, 'import random\nb = random.SystemRandom().random()')
     assert here('cxr_run', made)[0] == 0
@@ -213,6 +221,7 @@ def test_a_run_that_cannot_be_is_refused_before_it_begins(here, tmp_path, words,
     assert code == 2 and answer in text and 'Traceback' not in text and len(text.splitlines()) == 1, text
     assert [path.name for path in tmp_path.iterdir()] == [made]
 
+@pytest.mark.long
 @pytest.mark.parametrize('line, code, answer', [
     ('1 / 0', 1, 'division by zero'), ('import os\nos.kill(os.getpid(), 9)', 1, 'was killed'),
     ('from cxr_influence.data.files import InputError\nraise InputError("the data is too small")', 2, 'the data is too small')], ids=['error', 'dead kernel', 'bad input'])
@@ -224,6 +233,7 @@ def test_a_failure_inside_is_one_sentence_and_the_rest_is_beside_the_run(here, t
     assert facts['status'] == 'failed' and answer in facts['error'] and (code == 2 or str(run.relative_to(tmp_path)) in text)
     assert 'to be kept' in (run/'log.txt').read_text() and (run/'notebook.ipynb').is_file()
 
+@pytest.mark.long
 @pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_command_has_the_exit_code_of_its_signal(tmp_path, number, code):
     made = notebook(tmp_path, 'from pathlib import Path\nimport time\nPath("begun").touch()\ntime.sleep(120)')
@@ -235,6 +245,7 @@ def test_a_stopped_command_has_the_exit_code_of_its_signal(tmp_path, number, cod
     assert job.returncode == code and 'stopped' in text and 'Traceback' not in text, text
     assert only_run(tmp_path)[1]['status'] == 'interrupted'
 
+@pytest.mark.long('cxr commands')
 def test_a_reader_that_closes_the_pipe_is_no_error(study):
     folder, _ = study
     done = subprocess.run(f'{BIN}/cxr_collect _runs/baseline | true', cwd=folder, shell=True, capture_output=True, text=True)
@@ -242,6 +253,7 @@ def test_a_reader_that_closes_the_pipe_is_no_error(study):
 
 # --- sweeps
 
+@pytest.mark.long
 def test_a_sweep_of_four_with_one_failing_has_four_rows(here, tmp_path):
     made = notebook(tmp_path, 'assert (a, b) != (2, 20.), "two and twenty"')
     (tmp_path/'grid.yaml').write_text('a: [1, 2]\nb: [10, 2.0e1]')
@@ -319,6 +331,7 @@ def installed(tmp_path_factory):
         assert done.returncode == 0, done.stderr
     return target
 
+@pytest.mark.long
 def test_the_wheel_runs_an_experiment_in_a_repository_of_the_user(installed, tmp_path):
     "Nothing of the checkout is needed, and the commit of the user's repository is not taken for that of the package."
     git = ['git', '-c', 'user.name=a', '-c', 'user.email=a@b.c']

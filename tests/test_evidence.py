@@ -60,6 +60,7 @@ def test_seeds_and_shares_of_noise(rng):
         assert one.equals(again) and not one.equals(other)
         assert inject_label_noise(frame, noise_of(kind, 0), 3)[0].equals(frame)
 
+@pytest.mark.long
 def test_noise_is_independent_of_the_random_valuation(rng):
     frame, start = random_frame(rng, 400), int(rng.integers(1e6))
     for kind in _NOISE_KINDS:
@@ -266,6 +267,7 @@ def test_radiologists_disagree(rng):
     assert list(found) == ['google_Pneumothorax'] and len(found) == (frame.split == 'train').sum()
     assert (found.dropna() == 1).all(axis=None) and found.google_Pneumothorax.isna().equals(answers[found.index].isna())
 
+@pytest.mark.long
 def test_scores_are_compared_with_radiologists(rng):
     frame = random_frame(rng, 400)
     train = frame.index[frame.split == 'train']

@@ -169,6 +169,7 @@ def groups(draw):
     if draw(odd) and len({len(named), len(frame)} & {len(of) + 1}) == 0: return frame, [*marked, True], None # of another length
     return frame, draw(st.sampled_from(MASKED))(marked.tolist()), counts
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=400 * MANY, suppress_health_check=[*HealthCheck])
 @given(groups())
 def test_a_group_weighs_its_images_or_is_refused(case):

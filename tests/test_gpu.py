@@ -23,6 +23,7 @@ def measured(gpu, tmp_path_factory):
     assert json.loads(out.read_text()) == json.loads(json.dumps(found))
     return found
 
+@pytest.mark.long('make gpu')
 def test_all_parts_are_measured(measured):
     assert not [part for part in measured.values() if 'error' in part]
     assert all(value > 0 for value in measured['limits'].values())
@@ -38,6 +39,7 @@ def test_work_is_counted_as_by_hand(gpu):
     with gpu.Work() as work: a @ b
     assert work.flop == 2 * 8 * 16 * 4 and work.bytes == 4 * (8 * 16 + 16 * 4 + 8 * 4)
 
+@pytest.mark.long('make gpu')
 def test_float32_scores_are_those_of_float64(measured):
     row, = measured['precisions']
     assert row['precision'] == 'float32' and row['largest_error'] < 1e-4 and row['rank_correlation'] > .999
@@ -49,6 +51,7 @@ def test_an_error_is_noted_and_the_rest_is_measured(gpu, tmp_path, monkeypatch):
     found = gpu.measure(CPU, 200, 32, [2], 64, tmp_path/'x.json')
     assert found['job'] == {'error': 'TypeError: no float64 here'} and found['ways'] == {'a': 1}
 
+@pytest.mark.long
 def test_without_an_accelerator_nothing_is_measured(tmp_path):
     if torch.accelerator.is_available(): pytest.skip('there is one')
     done = subprocess.run([sys.executable, '_gpu.py', '--out', tmp_path/'x.json'], cwd=BENCHMARKS, capture_output=True, text=True)

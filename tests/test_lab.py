@@ -1,22 +1,16 @@
 "JupyterLab as a newcomer meets it: progress, `make lab`, where stored numbers come from, pages run twice, a tutorial run through the interface."
-import importlib.util, json, os, pty, re, select, shutil, subprocess, sys, time, urllib.error
+import json, os, pty, re, select, shutil, subprocess, sys, time, urllib.error
 from pathlib import Path
 
 import nbformat, pytest
 from nbclient import NotebookClient
 
 from cxr_influence.data.files import _progress
+from conftest import ci
 from driven import Lab, browser, one_cell, shoot # noqa: F401: browser is a fixture
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = {name: value for name, value in os.environ.items() if name not in ('TQDM_DISABLE', 'CXR_RUN', 'CXR_PROGRESS')} | {'PYTHONPATH': str(ROOT)}
-
-def ci(name):
-    "A script of .ci as a module."
-    spec = importlib.util.spec_from_file_location(name, ROOT/f'.ci/{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 # ---------------------------------------------------------------- progress
 
@@ -76,6 +70,7 @@ def test_a_notebook_keeps_nothing_of_it(without):
     left = outputs(without + 'import warnings; warnings.simplefilter("error")' + LOOP, SHOWN)
     assert len(left) == 2 and all(one.output_type == 'display_data' and not ''.join(one.data.values()) for one in left), left
 
+@pytest.mark.long
 def test_a_run_shows_its_progress_where_it_was_started(tmp_path):
     "And its log has one line; its notebook has nothing."
     cells = [nbformat.v4.new_code_cell('seed = 0 # the seed\nout = ""', metadata={'tags': ['parameters']}),
@@ -114,8 +109,10 @@ TUTORIALS = sorted(file.stem for file in (ROOT/'nbs/tutorials').glob('*.ipynb'))
 SHORT = ['quickstart'] if 'quickstart' in TUTORIALS else ['find_mislabeled_images'] # here; the others with SCREENSHOTS set
 
 def shrink(file):
-    "Make a tutorial's phantom small, and leave out what then holds no longer."
+    "Make a tutorial's phantom small, show progress of short work, too, and leave out what then holds no longer."
     nb = nbformat.read(file, 4)
+    first = next(cell for cell in nb.cells if cell.cell_type == 'code')
+    first.source = f'from cxr_influence.data import files; files._SOON = 0\n{first.source}'
     for cell in nb.cells:
         if cell.cell_type != 'code': continue
         cell.source = re.sub(r'\bn=(\d{3,})', 'n=160', cell.source)
@@ -156,9 +153,15 @@ def change_a_number(lab):
     return old, new
 
 BARS = '() => document.querySelectorAll(".jp-OutputArea-output progress").length'
+WATCH = '''() => { // notes a bar even if it comes and goes between two looks
+    window.barSeen = false
+    const watch = new MutationObserver(() => {
+        if (document.querySelector('.jp-OutputArea-output progress')) { window.barSeen = true; watch.disconnect() } })
+    watch.observe(document.body, { childList: true, subtree: true }) }'''
 
 def results(code): return [json.dumps(output.get('data', output.get('text'))) for cell in code for output in cell['outputs']]
 
+@pytest.mark.long
 def test_lab_needs_its_token_and_shows_the_project(lab):
     lab.open()
     with pytest.raises(urllib.error.HTTPError, match='403'): lab.request('/api/contents', token=False)
@@ -168,16 +171,18 @@ def test_lab_needs_its_token_and_shows_the_project(lab):
     assert line == f'JupyterLab: http://127.0.0.1:{lab.port}/lab/tree/nbs?token={lab.token}  (Ctrl-C ends it)'
     assert not more or 'Only this container' in more[0]
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', TUTORIALS if os.environ.get('SCREENSHOTS') else SHORT)
 def test_a_tutorial_is_run_a_number_is_changed_and_it_is_run_again(lab, name):
     lab.notebook, bars = f'nbs/tutorials/{name}.ipynb', []
     lab.open()
+    lab.page.evaluate(WATCH)
     def look():
         bars.append(lab.page.evaluate(BARS))
         if bars[-1] and sum(map(bool, bars)) == 3: shoot(lab.page, f'{name}_progress')
     first = lab.run_all(300, look)
     shoot(lab.page, f'{name}_1')
-    assert any(bars) and not lab.page.evaluate(BARS) # seen while it worked, gone now
+    assert lab.page.evaluate('() => window.barSeen') and not lab.page.evaluate(BARS) # seen while it worked, gone now
     saved = lab.saved()
     text = json.dumps(saved)
     assert 'widgets' not in saved.metadata and '<progress' not in text and not re.search(r'\d%\|', text)
@@ -194,6 +199,7 @@ from cxr_influence.review.widget import review
 data = load_data(make_phantom('phantom', n=40, size=64), 64, stores='stores')
 review(pd.Series(np.random.default_rng(0).uniform(size=len(data.train)), data.train.index), data, 'review.csv', n=8)'''
 
+@pytest.mark.long
 def test_a_converted_page_shows_the_queue_as_a_gallery(browser, tmp_path):
     "nbconvert, as VS Code and the site, cannot run the widget: the images of the queue stand in, each with its description."
     from nbconvert import HTMLExporter
@@ -232,6 +238,7 @@ def test_a_page_says_where_its_numbers_come_from(monkeypatch):
     made_on.note(experiment, Path('nbs/experiments/x.ipynb'))
     assert len(silent.cells) == len(experiment.cells) == 1
 
+@pytest.mark.long
 def test_a_page_run_twice_must_go_on_without_data_and_find_what_it_kept(tmp_path, monkeypatch):
     "Pages with faults that the check is for, and one without."
     twice, folder = ci('twice'), tmp_path/'nbs/tutorials'

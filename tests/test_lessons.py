@@ -69,6 +69,7 @@ def changed(page, *changes):
         for cell in notebook.cells: cell.source = cell.source.replace(old, new)
     return notebook
 
+@pytest.mark.long
 def test_a_tutorial_is_changed_and_run_again(project, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
     small = ('n=400', 'n=60'), ('epochs=8', 'epochs=1')

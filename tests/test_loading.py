@@ -84,6 +84,7 @@ def test_a_race_counts_images_and_leaves_the_first_epoch_out():
     assert len(epochs) == 3 and list(table.columns) == ['median', 'low', 'high']
     assert 0 < table.low['ours'] <= table['median']['ours'] <= table.high['ours']
 
+@pytest.mark.long
 def test_a_step_apart_tells_time_and_memory(tmp_path):
     facts = loading.apart(loading.fill_memory, megabytes=200, seconds=.2)
     assert facts['seconds'] >= .2 and facts['before_mb'] + 190 < facts['private_mb'] < facts['before_mb'] + 260
@@ -99,6 +100,7 @@ def test_many_names_make_a_store_of_few_files(made, tmp_path):
     assert len(pixels) == 10 and all((pixels[row] == pixels[row % 4]).all() for row in range(10))
     assert loading.read_many(tmp_path/'store').keys() == {'open_ms', 'fastest_seconds', 'slowest_seconds'}
 
+@pytest.mark.long
 def test_the_page_runs_and_leaves_its_tables(phantom, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('PYTHONPATH', os.pathsep.join(filter(None, [str(BENCHMARKS), os.environ.get('PYTHONPATH')])))

@@ -21,6 +21,7 @@ def test_every_backbone_has_fourteen_outputs_at_224(backbone):
         model = _make_network(backbone, 224).eval()
         assert model(torch.empty(2, 3, 224, 224)).shape == (2, len(FINDINGS))
 
+@pytest.mark.long
 @pytest.mark.parametrize('backbone', ['resnet18', 'efficientnet_b0', 'convnext_tiny', 'vit_b_16', 'swin_t'])
 def test_one_of_each_family_trains_and_comes_back(data, tmp_path, backbone):
     fit(data, tmp_path/'run', Recipe(backbone, epochs=1, batch_size=44), device='cpu')

@@ -86,6 +86,7 @@ def test_factors_measure_second_derivatives_in_the_basis_of_covariances(kronflue
         turned = basis.T @ (rows.T @ rows / len(rows)) @ basis
         assert torch.allclose(turned, torch.diag(turned.diag()), atol=1e-8 * float(turned.detach().max())) and len(back) == 1
 
+@pytest.mark.long
 def test_ekfac_is_its_formula_and_kronfluences_score(kronfluence, tmp_path):
     from kronfluence.arguments import FactorArguments, ScoreArguments
     problem = problem_of([network()])
@@ -106,6 +107,7 @@ def test_ekfac_is_its_formula_and_kronfluences_score(kronfluence, tmp_path):
     theirs = analyzer.load_pairwise_scores('all')['all_modules'] / len(problem.images)
     assert torch.allclose(module._ekfac(each), theirs, rtol=1e-5, atol=1e-7 * float(theirs.abs().max()))
 
+@pytest.mark.long
 def test_source_adds_up_its_segments(kronfluence):
     nets = [network() for _ in range(4)] # segments of 2, 1 and 1 epochs
     problem = problem_of(nets, times=torch.rand(4).mul(20).tolist())
@@ -148,6 +150,7 @@ def test_trak_is_its_formula_and_leaves_unknown_labels_out(dattri, loss):
     few = module._trak(problem, dimensions=20)
     assert torch.equal(few, module._trak(problem, dimensions=20)) and not torch.allclose(few, found, rtol=.1)
 
+@pytest.mark.long
 def test_weights_of_labels_move_a_linear_network_as_scores_say(kronfluence, dattri):
     "A logistic regression is the case that all of them are exact for, up to terms of higher order, which a tenth of a weight keeps small."
     n, loss = 60, FocalLoss(0., 0.)
@@ -186,6 +189,7 @@ def run(data, tmp_path_factory):
 @pytest.fixture(scope='module')
 def weights(data): return np.stack([*query_losses(data.frame, True).values()])
 
+@pytest.mark.long
 def test_a_run_is_scored_once_and_read_afterwards(data, run, weights, tmp_path, monkeypatch, kronfluence):
     monkeypatch.chdir(tmp_path)
     names = ['EK-FAC', 'SOURCE']

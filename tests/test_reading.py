@@ -103,6 +103,7 @@ def mutate(data, mutations):
             data = b'\n'.join(lines)
     return data
 
+@pytest.mark.long
 @settings(max_examples=1000, deadline=None)
 @given(st.lists(mutation, min_size=1, max_size=5))
 def test_a_mutated_table_is_read_or_refused_in_a_sentence(tmp_path_factory, mutations):
@@ -114,6 +115,7 @@ def test_a_mutated_table_is_read_or_refused_in_a_sentence(tmp_path_factory, muta
             assert frame.index.is_unique and frame.patient.dtype == 'int64' and not frame.labels.isna().any()
             assert encode_all(frame.labels).isin([0, 1]).all().all() and frame.age.dropna().between(0, 100).all()
 
+@pytest.mark.long
 @settings(max_examples=100, deadline=None)
 @given(st.lists(mutation, min_size=1, max_size=3), st.sampled_from(['train_val_list.txt', 'test_list.txt', 'Data_Entry_2017_v2020.csv']))
 def test_a_mutated_copy_is_read_or_refused_in_a_sentence(phantom, tmp_path_factory, mutations, name):
@@ -167,6 +169,7 @@ def test_images_by_other_endings_and_by_paths(tmp_path):
     assert found('train/patient1/study1/view1.jpg', 'patient1/study1/view1.jpg') == ['train/patient1/study1/view1.jpg']
     assert found('CheXpert/train/patient1/study1/view1.jpg', 'CheXpert/a.png') == ['CheXpert/train/patient1/study1/view1.jpg', 'CheXpert/a.png']
 
+@pytest.mark.long
 def test_a_subset_keeps_patients_and_prevalence(real):
     frame = read_nih(real)
     for n in [300, 1000]:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest, yaml
 
+from conftest import ci, pytest_collection_modifyitems
+
 ROOT = Path(__file__).resolve().parents[1]
 config = ConfigParser(delimiters=['='])
 config.read(ROOT/'settings.ini', encoding='utf-8')
@@ -71,6 +73,27 @@ def test_make_test_and_ci_run_the_same():
     if shutil.which('make'):
         steps = subprocess.check_output(['make', '-n', 'test', 'VENV=v'], cwd=ROOT, text=True)
         assert re.findall(r'\.ci/\w+\.\w+', steps) == ['.ci/env.sh', '.ci/test.py']
+
+def test_every_check_that_takes_long_has_its_turn(monkeypatch):
+    test, stems = ci('test'), {file.stem for file in (ROOT/'nbs').rglob('*.ipynb')}
+    assert test.turn() in range(test.TURNS) and set(test.LONG) <= stems
+    left = [set(test.waiting(test.LONG, mine)) for mine in range(test.TURNS)]
+    assert set.intersection(*left) == set() and all(len(some) >= len(test.LONG)*.6 for some in left)
+    GROUP = [f'tests/test_{i}.py::test[{i}]' for i in (1, 3, 5)]
+    class Item:
+        def __init__(self, name, long): self.nodeid, self.long, self.skipped = name, long, False
+        def get_closest_marker(self, name): return self.long and pytest.mark.long(*['together']*(self.nodeid in GROUP)).mark
+        def add_marker(self, mark): self.skipped = mark.name == 'skip'
+    runs = []
+    for mine in [None, *range(test.TURNS)]:
+        items = [Item(f'tests/test_{i}.py::test[{i}]', i % 2) for i in range(400)]
+        if mine is None: monkeypatch.delenv('TURN', raising=False)
+        else: monkeypatch.setenv('TURN', f'{mine}/{test.TURNS}')
+        pytest_collection_modifyitems(items)
+        runs.append([not item.skipped for item in items])
+    once = [sum(turns) for turns in zip(*runs[1:])]
+    assert all(runs[0]) and once[::2] == [test.TURNS]*200 and once[1::2] == [1]*200
+    assert all(sum(run[1::2]) < 200/test.TURNS*1.6 and sum(run[1:6:2]) in (0, 3) for run in runs[1:])
 
 def test_readme_leads_nowhere_that_is_not_there():
     links = re.findall(r'\]\(([^)\s#]+)', (ROOT/'README.md').read_text(encoding='utf-8'))

@@ -36,6 +36,7 @@ def test_names_that_are_not_of_training_images(data):
     with refused('2 of 3 names', 'data.train.index'): without(data, ['a.png', data.test.index[0], data.train.index[0]])
     with refused('1 of 1'): without(without(data, data.train.index[:1]), data.train.index[:1])
 
+@pytest.mark.long
 def test_logits_are_those_of_the_last_or_of_the_best_checkpoint(data, tmp_path):
     recipe, rows = RECIPE._replace(epochs=4), np.r_[data.rows('test')[::-1], data.rows('validation')]
     fit(data, tmp_path/'plain', recipe, 3, 'cpu')
@@ -149,6 +150,7 @@ def script(tmp_path, phantom, data, out, epochs):
 def environment():
     return os.environ | {'TQDM_DISABLE': '1', 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1', 'PYTHONPATH': ROOT}
 
+@pytest.mark.long
 def test_a_killed_retraining_resumes_and_gives_the_same(phantom, data, tmp_path):
     process = Script(*script(tmp_path, phantom, data, tmp_path/'out', 8))
     until = time.monotonic() + 120
@@ -175,6 +177,7 @@ sys.argv = sys.argv[1:]
 exec(open(sys.argv[0]).read())
 '''
 
+@pytest.mark.long
 def test_no_process_removes_what_another_is_writing(phantom, data, tmp_path):
     (tmp_path/'late.py').write_text(LATE)
     call = [*LAUNCH, str(tmp_path/'late.py'), *script(tmp_path, phantom, data, tmp_path/'out', 1)]
@@ -184,6 +187,7 @@ def test_no_process_removes_what_another_is_writing(phantom, data, tmp_path):
 LAUNCH = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes=2', '--num_machines=1',
           '--main_process_port=0', '--mixed_precision=no', '--dynamo_backend=no']
 
+@pytest.mark.long
 def test_two_processes_retrain_as_one(phantom, data, tmp_path):
     call = [*LAUNCH, *script(tmp_path, phantom, data, tmp_path/'out', 2)]
     for _ in range(2): # trained, then read
@@ -202,6 +206,7 @@ def threads(): return torch.get_num_threads()
 def fail(): raise KeyError('a bug')
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 
+@pytest.mark.long
 def test_results_come_in_the_order_of_the_calls(rng):
     calls = [(number, float(rng.uniform(0, .1))) for number in range(8)]
     expected = [number**2 for number in range(8)]
@@ -228,6 +233,7 @@ def test_a_killed_process_is_reported_in_a_sentence():
     with ProcessPoolExecutor(1, FORKS) as pool:
         with refused('was killed', '0 of 1 calls', 'resume'): run_side_by_side(die, [()], 'calls', pool)
 
+@pytest.mark.long
 def test_a_killed_worker_of_dask_is_reported_in_a_sentence():
     distributed = pytest.importorskip('distributed', reason='distributed is not installed: no test of Dask')
     import dask
@@ -235,6 +241,7 @@ def test_a_killed_worker_of_dask_is_reported_in_a_sentence():
         with distributed.LocalCluster(1, threads_per_worker=1, dashboard_address=None, host='127.0.0.1') as cluster, distributed.Client(cluster) as client:
             with refused('was killed', '0 of 1 calls', 'resume'): run_side_by_side(die, [()], 'calls', client.get_executor())
 
+@pytest.mark.long
 def test_a_cluster_of_dask_keeps_the_order():
     distributed = pytest.importorskip('distributed')
     with distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster, distributed.Client(cluster) as client:
@@ -242,6 +249,7 @@ def test_a_cluster_of_dask_keeps_the_order():
 
 # Runs one can trust
 
+@pytest.mark.long
 def test_damaged_logits_are_made_again(data, tmp_path, capsys):
     rng, rows = np.random.default_rng(), data.rows('test')
     def ask():
@@ -254,6 +262,7 @@ def test_damaged_logits_are_made_again(data, tmp_path, capsys):
         assert f'{path.name} is damaged' in capsys.readouterr().err
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
+@pytest.mark.long
 def test_a_full_disk_is_a_sentence_and_what_was_trained_is_not_lost(data, tmp_path, monkeypatch):
     rows = data.rows('test')
     def full(*given, **settings): raise OSError(28, 'No space left on device')
@@ -285,6 +294,7 @@ def test_what_a_killed_retraining_left_half_written_is_removed(data, tmp_path):
     pd.testing.assert_frame_equal(retrain(data, RECIPE, 0, rows, tmp_path, device='cpu'), logits, check_flags=False)
     assert not left.exists()
 
+@pytest.mark.long
 def test_a_kernel_that_is_shut_down_does_not_wait_for_trackers(tmp_path):
     "ipykernel waits half a minute for child processes that ignore its signals, as trackers of shared memory do."
     import nbformat

@@ -58,6 +58,7 @@ def test_the_queue_is_the_highest_scores_and_random_others(scores, data, probabi
     again = review_queue(scores, data, 20, share, probabilities, seed)
     pd.testing.assert_frame_equal(queue.table, again.table)
 
+@pytest.mark.long
 def test_controls_are_drawn_evenly_and_stand_anywhere(scores, data):
     one = data.with_frame(only_finding(data.frame, 'Effusion'))
     drawn, places = pd.Series(0, data.train.index), []
@@ -192,6 +193,7 @@ for image in review.waiting:
     print(image, flush=True)
 '''
 
+@pytest.mark.long
 def test_killed_or_two_at_once_nothing_is_lost(phantom, data, tmp_path, rng):
     path, said = tmp_path/'r.csv', {}
     workers = {name: subprocess.Popen([sys.executable, '-c', WORK, phantom, path, name], stdout=subprocess.PIPE, text=True) for name in ('anna', 'ben')}

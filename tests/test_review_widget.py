@@ -234,6 +234,7 @@ def picture(lab, view):
 
 def answered(folder): return read_review(folder/'review.csv') if (folder/'review.csv').exists() else pd.DataFrame({'image': []})
 
+@pytest.mark.long
 def test_lab_by_keyboard(lab, twenty):
     "Ten images; the kernel killed in the middle; the answers are those of the keys."
     lab.open()

@@ -128,6 +128,7 @@ def test_stations_fit_each_other(tmp_path, monkeypatch):
 PROVENANCE = {'experiment', 'parameters', 'version', 'source', 'start', 'end', 'seconds', 'host', 'process', 'device', 'cores', 'threads', 'python', 'torch', 'status',
               'error', 'reads', 'peak_memory_mb'}
 
+@pytest.mark.long
 def test_run_papermill_and_a_plain_kernel_leave_the_same_record(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = write(tmp_path/'page.ipynb', FIRST, *RECORDED)
@@ -228,6 +229,7 @@ def test_names_state_what_differs_and_are_safe():
 
 SLOW = 'import time\nfrom pathlib import Path\nif not (Path(out)/"begun").exists():\n    (Path(out)/"begun").touch()\n    time.sleep(300)'
 
+@pytest.mark.long
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_run_is_known_as_such_and_resumes(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -270,6 +272,7 @@ def test_a_sweep_of_four_with_one_failing_is_a_frame_of_four(tiny, tmp_path):
     with refused('a is'): sweep(tiny, {'a': [1, 'x']})
     assert executed(tmp_path) == 5
 
+@pytest.mark.long
 @pytest.mark.parametrize('by, harm', [('run', 'a bit'), ('run', 'the file'), ('papermill', 'its end')])
 def test_damaged_results_are_not_used_and_made_again(tmp_path, monkeypatch, harm, by):
     monkeypatch.chdir(tmp_path)
@@ -320,6 +323,7 @@ def test_a_sweep_under_a_launcher_is_refused(tmp_path, monkeypatch):
     with refused('start it without a launcher'): sweep(write(tmp_path/'page.ipynb', FIRST, ROW), {'a': [1]}, runs=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ['page.ipynb']
 
+@pytest.mark.long
 def test_a_killed_worker_is_survived(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page, tables = write(tmp_path/'deadly.ipynb', FIRST, DEADLY, ROW), []
@@ -328,6 +332,7 @@ def test_a_killed_worker_is_survived(tmp_path, monkeypatch):
     assert len(tables[0]) == 3 and tables[0].status.iloc[0] == 'interrupted' and 'killed' in tables[0].error.iloc[0]
     assert tables[1].status.tolist() == ['complete'] * 3 and tables[1].result.tolist() == [.5, 1, 1.5]
 
+@pytest.mark.long
 def test_dask_ends_a_sweep_complete_although_a_worker_is_killed(tmp_path, monkeypatch):
     distributed = pytest.importorskip('distributed', reason='distributed is not installed: no test of Dask')
     monkeypatch.chdir(tmp_path)

@@ -44,6 +44,7 @@ def study(phantom, tmp_path_factory):
                      valuations='influence', fractions='0.4', rules='top,random', seeds='0,1', retrained=folder/'retrained')]
     return folder, checkpoints, said
 
+@pytest.mark.long('two processes')
 def test_two_processes_train_score_and_retrain(study):
     "Each step's folder is that of one process: written by the main one, which alone prints its row."
     folder, checkpoints, said = study
@@ -55,6 +56,7 @@ def test_two_processes_train_score_and_retrain(study):
     assert [checkpoint.facts['processes'] for checkpoint in list_checkpoints(checkpoints)] == [2, 2]
     assert len(pd.read_csv(folder/'results/baseline.csv')) == 17 and said[0].stdout.count('baseline.csv') == 1
 
+@pytest.mark.long('two processes')
 def test_scores_of_two_processes_are_those_of_one(study, phantom):
     "The validation gradient is added up in another order, so float32 differs in its last digits; images and their losses are equal."
     folder, checkpoints, _ = study
@@ -65,6 +67,7 @@ def test_scores_of_two_processes_are_those_of_one(study, phantom):
     for name in two.columns.drop('rank'):
         np.testing.assert_allclose(two[name], one[name], rtol=0, atol=5e-3 * one[name].abs().max(), err_msg=name)
 
+@pytest.mark.long('two processes')
 def test_retrainings_of_two_processes_are_bitwise_those_of_one(study, phantom):
     "Each process trains its share alone, so nothing is rounded otherwise."
     folder, checkpoints, _ = study
@@ -84,6 +87,7 @@ def test_retrainings_of_two_processes_are_bitwise_those_of_one(study, phantom):
     for name in kept[0]:
         if name.endswith('.parquet'): pd.testing.assert_frame_equal(*(pd.read_parquet(folder/f/name) for f in ['retrained', 'alone']), check_exact=True)
 
+@pytest.mark.long('two processes')
 def test_training_of_two_processes_is_that_of_one(study, phantom):
     "Gradients are added up in another order, which AdamW enlarges step by step: tables agree less from epoch to epoch."
     folder, checkpoints, _ = study
@@ -94,6 +98,7 @@ def test_training_of_two_processes_is_that_of_one(study, phantom):
     kept = [sorted(str(path.relative_to(run)) for path in run.rglob('*.*')) for run in [checkpoints, folder/'alone_run']]
     assert kept[0] == kept[1]
 
+@pytest.mark.long('two processes')
 def test_a_complete_run_returns_at_once_in_two_processes(study, phantom):
     folder, checkpoints, _ = study
     before = (folder/'runs/influence/two/run.json').read_bytes()
@@ -110,6 +115,7 @@ processes = join_processes()''', '''processes.wait()
 if os.environ["RANK"] in {ranks}: raise {error}
 processes.wait()'''
 
+@pytest.mark.long
 @pytest.mark.parametrize('ranks, error', [('01', 'InputError("a is unfit.")'), ('1', 'KeyError("a is unfit.")')])
 def test_a_failure_of_one_process_ends_all_with_one_sentence(tmp_path, ranks, error):
     cells = [nbformat.v4.new_code_cell(cell.replace('{ranks}', repr(ranks)).replace('{error}', error)) for cell in CELLS]
@@ -121,6 +127,7 @@ def test_a_failure_of_one_process_ends_all_with_one_sentence(tmp_path, ranks, er
     record = json.loads((tmp_path/'_runs/failing/default/run.json').read_text())
     assert record['status'] in ('failed', 'interrupted') and not (tmp_path/'_runs/failing/default/row.csv').exists()
 
+@pytest.mark.long
 def test_an_experiment_without_a_shared_part_is_refused(tmp_path):
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELLS[0], metadata={'tags': ['parameters']})]), tmp_path/'plain.ipynb')
     done = launch(tmp_path, BIN/'cxr_run', 'plain.ipynb', seconds=120)

@@ -38,6 +38,7 @@ def by_definition(checkpoints, data:Data, chosen=None, columns=slice(None), dire
 
 def near(found, expected): np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8 * np.abs(expected).max())
 
+@pytest.mark.long
 def test_the_table_is_the_sum_over_checkpoints(data, checkpoints, tmp_path, double):
     frame = data.frame
     women = (frame.split == 'validation') & (frame.sex == 'F')
@@ -61,6 +62,7 @@ def test_the_table_is_the_sum_over_checkpoints(data, checkpoints, tmp_path, doub
     assert sums.images.sum() == len(scores)
     with refused('no column hat'): sum_by(scores, frame, 'hat')
 
+@pytest.mark.long
 def test_one_direction_and_a_last_layer(data, checkpoints, tmp_path, double):
     whole = influence(checkpoints, data, tmp_path/'a.csv', per_finding=False, device='cpu')
     near(whole.influence, by_definition(checkpoints, data))
@@ -71,6 +73,7 @@ def test_one_direction_and_a_last_layer(data, checkpoints, tmp_path, double):
     said = sentence(influence, checkpoints, data, tmp_path/'d.csv', layers='features.denseblock9', device='cpu')
     assert 'No layer features.denseblock9' in said and 'features.conv0' in said and 'classifier' in said
 
+@pytest.mark.long
 @pytest.mark.parametrize('per_finding', [True, False])
 def test_batch_size_changes_no_score(data, checkpoints, tmp_path, double, per_finding):
     checkpoint = list_checkpoints(checkpoints)[0]
@@ -78,6 +81,7 @@ def test_batch_size_changes_no_score(data, checkpoints, tmp_path, double, per_fi
     assert one.index.equals(many.index)
     np.testing.assert_allclose(one, many, rtol=1e-8, atol=1e-8 * many.influence.abs().max())
 
+@pytest.mark.long
 def test_twice_the_learning_rate_is_twice_the_score(data, checkpoints, tmp_path, double):
     copy = shutil.copytree(checkpoints, tmp_path/'checkpoints')
     for path in copy.glob('epoch_*/checkpoint.json'):
@@ -170,6 +174,7 @@ def test_verify_finds_a_wrong_table(data, checkpoints, tmp_path):
     averaged = scores.assign(influence=np.repeat(scores.influence.groupby(np.arange(len(scores)) // 8).mean(), 8)[:len(scores)].to_numpy())
     with refused('differ by', 'please report'): verify(checkpoint, averaged, data)
 
+@pytest.mark.long
 def test_finished_blocks_and_checkpoints_are_used_again_and_only_for_the_same(data, checkpoints, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, '_BLOCK_IMAGES', 16)
     def score(name): return influence(checkpoints, data, tmp_path/name, device='cpu')
@@ -218,6 +223,7 @@ def command(data, phantom, checkpoints, out):
 
 def quiet(): return os.environ | {'TQDM_DISABLE': '1', 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
 
+@pytest.mark.long
 def test_killed_and_resumed_is_uninterrupted(data, phantom, checkpoints, tmp_path):
     *script, _ = command(data, phantom, checkpoints, tmp_path/'out')
     for seen in ['influence.checkpoints/epoch_001/*.parquet', 'influence.checkpoints/epoch_001.parquet', 'pairs/blocks/*.parquet']:
@@ -231,6 +237,7 @@ def test_killed_and_resumed_is_uninterrupted(data, phantom, checkpoints, tmp_pat
     for name in 'influence.csv', 'pairs/pairwise.npy', 'pairs/pairwise.json':
         assert (tmp_path/'out'/name).read_bytes() == (tmp_path/'other'/name).read_bytes(), name
 
+@pytest.mark.long
 def test_two_processes_are_one(data, phantom, checkpoints, tmp_path):
     call = [str(word) for word in command(data, phantom, checkpoints, tmp_path/'two')]
     launch = [shutil.which('accelerate', path=os.path.dirname(sys.executable)), 'launch', '--multi_gpu', '--num_processes=2', '--num_machines=1',
@@ -245,6 +252,7 @@ def test_two_processes_are_one(data, phantom, checkpoints, tmp_path):
     one, two = (np.load(tmp_path/name/'pairs/pairwise.npy') for name in ['one', 'two'])
     np.testing.assert_allclose(two, one, rtol=0, atol=5e-3 * np.abs(one).max())
 
+@pytest.mark.long
 def test_pairs_obey_the_laws(data, checkpoints, tmp_path, double):
     frame = data.frame
     train = frame.index[frame.split == 'train']
@@ -274,6 +282,7 @@ def test_pairs_refuse(data, checkpoints, tmp_path):
     assert 'Unknown finding' in ask(images=frame.index[:1], finding='Flu')
     assert not (tmp_path/'pairs/strongest.parquet').exists()
 
+@pytest.mark.long
 def test_kept_pairs_are_not_used_for_other_learning_rates(data, checkpoints, tmp_path, double):
     frame = data.frame
     copy = shutil.copytree(checkpoints, tmp_path/'checkpoints')
@@ -304,6 +313,7 @@ def test_scoring_sets_the_precision_and_leaves_cudnn_as_it_is(on):
 
 # Runs one can trust: company, damage, full disks, late refusals
 
+@pytest.mark.long
 def test_two_scorers_of_one_output_share_the_work(data, phantom, checkpoints, tmp_path):
     call = command(data, phantom, checkpoints, tmp_path/'out')
     two = [Script(*call) for _ in range(2)]
@@ -316,6 +326,7 @@ def test_two_scorers_of_one_output_share_the_work(data, phantom, checkpoints, tm
 
 HARMS = ['flip', 'flip', 'flip', 'cut', 'empty']
 
+@pytest.mark.long
 def test_damaged_scores_are_made_again(data, checkpoints, tmp_path, capsys):
     rng = np.random.default_rng()
     def score(): return influence(checkpoints, data, tmp_path/'a.csv', per_finding=False, device='cpu')
@@ -353,6 +364,7 @@ def test_damaged_blocks_are_made_again(data, checkpoints, tmp_path, monkeypatch,
         shutil.rmtree(tmp_path/'a.checkpoints')
         done.clear()
 
+@pytest.mark.long
 def test_damaged_pairs_are_made_again_and_never_opened(data, checkpoints, tmp_path, capsys):
     rng, out = np.random.default_rng(), tmp_path/'pairs'
     def score(): return pairwise(checkpoints, data, out, data.validation.index[:6], top=2, matrix=True, memory=2e6, device='cpu')
@@ -384,6 +396,7 @@ def test_a_matrix_that_is_missing_incomplete_or_of_another_call_is_not_opened(da
     (out/'pairwise.npy').unlink()
     assert 'matrix=True' in sentence(open_pairwise, out)
 
+@pytest.mark.long
 def test_a_disk_that_fills_is_a_sentence_and_the_same_call_resumes(data, checkpoints, tmp_path, monkeypatch):
     def score(name): return influence(checkpoints, data, tmp_path/name/'a.csv', per_finding=False, device='cpu')
     def pairs(name): return pairwise(checkpoints, data, tmp_path/name/'pairs', data.validation.index[:3], top=1, matrix=True, device='cpu')

@@ -330,6 +330,7 @@ def experiment(tmp_path):
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={'kernelspec': {'name': 'python3', 'display_name': 'Python', 'language': 'python'}}), tmp_path/'echo.ipynb')
     return tmp_path/'echo.ipynb'
 
+@pytest.mark.long
 def test_parameters_reach_a_notebook_as_values(evil, experiment, tmp_path):
     from cxr_influence.runs.runs import run
     texts = [text.replace('{mark}', evil.mark) for text in HOSTILE] + [evil.text, ''.join(random.Random(os.urandom(8)).choices('"\'\\\n{}$%`;#()', k=60))]

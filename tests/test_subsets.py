@@ -238,6 +238,7 @@ def test_steps_are_other_runs_but_for_all_images(sweep, small_grid, data, checkp
     jobs, = wanted
     assert 'all' not in set(jobs.rule) and (jobs.epochs > 2).all() and jobs.index.is_unique
 
+@pytest.mark.long
 def test_processes_give_the_same_as_a_thread(sweep, small_grid, data, checkpoints, tmp_path):
     rows, _ = sweep
     part = small_grid[small_grid.rule == 'random'][:1].reset_index(drop=True)
@@ -285,6 +286,7 @@ def test_two_sweeps_that_meet_train_once(data, baseline, train, tmp_path, monkey
     assert len(seen) == 1 and done == [None] * 3
     assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != '.') == ['logits', 'one.json', 'one.parquet']
 
+@pytest.mark.long
 def test_a_killed_sweep_goes_on(phantom, data, checkpoints, tmp_path):
     script, out = tmp_path/'sweep.py', tmp_path/'out'
     script.write_text(SWEEP)
@@ -403,6 +405,7 @@ def test_a_verdict_says_no_more_than_the_intervals(rng):
     assert 'cannot show any' in verdict(compare(noisy), redundancy(noisy))
     assert 'With one seed' in verdict(compare(one := made_draws(rng, {ALL: .8, ('a', 'remove', 'top', .3): .7, ('chance', 'remove', 'random', .3): .7}, 1)), redundancy(one))
 
+@pytest.mark.long
 def test_a_cluster_of_dask_gives_the_same(sweep, small_grid, data, checkpoints, tmp_path):
     distributed = pytest.importorskip('distributed')
     part, rows = small_grid[small_grid.rule == 'random'][:1].reset_index(drop=True), sweep[0]
@@ -493,6 +496,7 @@ def shared(tmp_path, phantom, data, checkpoints, name):
 
 def quiet(): return os.environ | {'TQDM_DISABLE': '1', 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(subsets.__file__).parents[2])}
 
+@pytest.mark.long
 def test_sweeps_that_meet_share_the_work_and_survive_each_other(phantom, data, checkpoints, tmp_path):
     call = shared(tmp_path, phantom, data, checkpoints, 'together')
     two = [Script(*call) for _ in range(2)]
@@ -508,6 +512,7 @@ def test_sweeps_that_meet_share_the_work_and_survive_each_other(phantom, data, c
     assert two[0].wait() in (-9, 0) and two[1].wait() == 0
     assert (tmp_path/f'killed.log.{two[1].pid}.csv').read_bytes() == one
 
+@pytest.mark.long
 def test_the_processes_of_a_launcher_share_the_work_and_give_the_table_of_one(phantom, data, checkpoints, tmp_path):
     done = subprocess.run([*LAUNCH, *shared(tmp_path, phantom, data, checkpoints, 'two')], env=quiet(), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -525,6 +530,7 @@ def alive(pid):
     try: return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'
     except OSError: return False # it ended meanwhile
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path('/proc').exists(), reason='reads /proc')
 def test_two_ctrl_c_leave_no_process_and_nothing_half_written(phantom, data, checkpoints, tmp_path):
     two_workers = 'from cxr_influence.evidence import retraining\nretraining.cpu_count = lambda: 2\n'

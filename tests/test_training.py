@@ -41,6 +41,7 @@ def same(a, b, epoch=3, files=FILES):
     a, b = Path(a)/f'epoch_{epoch:03d}', Path(b)/f'epoch_{epoch:03d}'
     return all((a/name).read_bytes() == (b/name).read_bytes() for name in files)
 
+@pytest.mark.long
 def test_killed_twenty_times_at_random_moments_it_ends_in_the_same_bytes(start, data, tmp_path):
     """Every step is saved, so that kills hit steps, writing, validation and renaming alike. Half of the images: three steps an epoch.
 
@@ -372,6 +373,7 @@ def launch(tmp_path, name, launcher, *arguments):
     assert process.wait(240) == 0, said.read_text()
     assert said.read_text().count('waiting for it') == 1
 
+@pytest.mark.long
 @pytest.mark.parametrize('precision, rate', [('float64', '1e-3'), ('float32', '1e-6')])
 def test_two_processes_train_as_one(phantom, data, tmp_path, precision, rate):
     """Same global batches, some of an odd size; each image counts once; one process writes. AdamW's first steps go by the sign

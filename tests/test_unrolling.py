@@ -237,6 +237,7 @@ def test_the_settings_stand_in_the_checkpoint_and_earlier_ones_have_the_defaults
     assert list_checkpoints(old)[0].recipe()._replace(loss=None) == settings._replace(mixed_precision='no')
     with pytest.raises(InputError, match=r'betas.* differ'): fit(data, old, settings._replace(betas=(.9, .99)))
 
+@pytest.mark.long
 def test_unroll_is_kept_adds_up_and_is_made_again_when_it_must(data, run, tmp_path, monkeypatch):
     group, out = list(data.validation.index[:3]), tmp_path/'scores.csv'
     only = dict(first_epoch=2, device='cpu')
@@ -269,6 +270,7 @@ def test_it_predicts_training_with_other_weights(data, run, tmp_path):
     predicted = -(scores.influence * nudge[rows]).sum() * .06
     assert losses[0] - losses[1] == pytest.approx(predicted, rel=.1)
 
+@pytest.mark.long
 def test_a_whole_run_backward_is_forward(data, run, tmp_path):
     scores = unroll(run, data, tmp_path/'whole.csv', device='cpu').influence
     effect = along(run, data, data.train.index[:15], device='cpu')
@@ -308,6 +310,7 @@ def test_a_room_bounds_the_states_that_are_held():
 
 def facts_of(out): return json.loads(out.with_suffix('.json').read_text())
 
+@pytest.mark.long
 def test_scores_carry_the_smoothness_of_their_run_which_is_measured_once(data, run, tmp_path, monkeypatch, capsys):
     copy, only = shutil.copytree(run, tmp_path/'run'), dict(first_epoch=2, device='cpu')
     effect = along(copy, data, data.train.index[:5], **only)
@@ -329,6 +332,7 @@ def test_scores_carry_the_smoothness_of_their_run_which_is_measured_once(data, r
 
 def measure(run, data): return smoothness(run, data, device='cpu')
 
+@pytest.mark.long
 def test_two_processes_that_measure_one_run_do_not_disturb_each_other(data, run, tmp_path, monkeypatch):
     "The second waits and reads what the first found; before, it removed the first one's runs."
     copy = shutil.copytree(run, tmp_path/'run')
@@ -345,6 +349,7 @@ def test_scores_of_an_unfinished_run_say_that_its_smoothness_is_not_measured(dat
     assert scores.attrs['smoothness'] is None and facts_of(tmp_path/'s.csv')['smoothness'] is None
     assert 'is not measured' in facts_of(tmp_path/'s.csv')['warning'] and 'is not measured' in capsys.readouterr().err
 
+@pytest.mark.long
 def test_an_interrupted_unrolling_resumes_at_its_epoch(data, run, tmp_path, monkeypatch):
     out, whole = tmp_path/'cut.csv', unroll(run, data, tmp_path/'whole.csv', per_finding=True, device='cpu')
     back, taken = _Replay._step_back, []
@@ -361,6 +366,7 @@ def test_an_interrupted_unrolling_resumes_at_its_epoch(data, run, tmp_path, monk
     assert max(taken) < len(taken) and 2 * len(taken) == facts_of(out)['steps'] and not [*tmp_path.glob('.cut.unrolling')]
     np.testing.assert_allclose(again, whole, rtol=1e-6, atol=1e-9)
 
+@pytest.mark.long
 def test_a_network_that_the_faster_way_does_not_fit_takes_the_plain_one(data, run, tmp_path, monkeypatch, capsys):
     only = dict(first_epoch=2, device='cpu')
     scores, quickly = unroll(run, data, tmp_path/'fast.csv', **only).influence, whole_run._reverse_quickly
@@ -400,6 +406,7 @@ def naively(run, data, weights, first_epoch):
                 found[moment.rows, place] += [moment.at.rate / len(own) * float(g @ v) for g in own]
     return found[data.rows('train')]
 
+@pytest.mark.long
 def test_tracin_at_every_step_is_the_plain_sum_kept_by_epoch(data, run, tmp_path, monkeypatch):
     group, n = list(data.validation.index[:3]), len(data.validation)
     out, whole = tmp_path/'steps.csv', torch.full((n, 14), 1 / n)

@@ -313,6 +313,7 @@ if __name__ == '__main__':
     valuations(checkpoints, load_data(root, 64), out, VALUATIONS.index, folds=2, device='cpu')
 '''
 
+@pytest.mark.long
 def test_two_processes_value_as_one(phantom, checkpoints, all_of_them, tmp_path):
     (tmp_path/'script.py').write_text(SCRIPT)
     environment = os.environ | {'TQDM_DISABLE': '1', 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
@@ -328,6 +329,7 @@ def test_two_processes_value_as_one(phantom, checkpoints, all_of_them, tmp_path)
 
 # Runs one can trust
 
+@pytest.mark.long
 def test_every_score_knows_the_pixels(phantom, data, checkpoints, tmp_path, monkeypatch):
     "One image of each split is replaced, at the same path. Nothing that was kept of the old ones is used."
     root = shutil.copytree(phantom, tmp_path/'phantom')
@@ -358,6 +360,7 @@ def test_every_score_knows_the_pixels(phantom, data, checkpoints, tmp_path, monk
         np.testing.assert_array_equal(again[name].to_numpy(), fresh[name].to_numpy(), err_msg=name)
         assert not np.array_equal(again[name].to_numpy(), old[name].to_numpy()), name
 
+@pytest.mark.long
 def test_two_that_value_at_once_share_the_work(phantom, checkpoints, all_of_them, tmp_path):
     (tmp_path/'script.py').write_text(SCRIPT)
     two = [Script(tmp_path/'script.py', phantom, checkpoints, tmp_path/'out') for _ in range(2)]
