@@ -1,6 +1,6 @@
 """Run every check, three or more at a time, and end on the line `N passed, M failed, K skipped`.
 
-Those that take longest take turns, so that two slow cores are done within an hour: a commit runs every fourth of them,
+Those that take longest take turns, so that two slow cores are done within an hour: a commit runs every sixth of them,
 which ones its hash decides. `--all` runs all of them: before a release, and once a week."""
 import multiprocessing, os, shutil, subprocess, sys, tempfile, time
 import xml.etree.ElementTree as xml
@@ -16,7 +16,7 @@ ENV = {**os.environ, 'PATH': f'{BIN}{os.pathsep}{os.environ["PATH"]}', 'PYTHONPA
 PARTS = 6 # of the tests, side by side with each other and with the notebooks
 LIMIT = 2400 # seconds for a check
 ENOUGH = 2700 # seconds after which, on a slow machine, no further check begins; those left are named
-TURNS = 4 # in which checks that take long are run
+TURNS = 6 # in which checks that take long are run
 SKIPPED = 77 # a check's exit code when it cannot be done here
 
 def call(*command, cwd=ROOT, env=ENV):
@@ -126,8 +126,7 @@ def main():
     parts = {f'tests, part {part + 1} of {PARTS}': lambda part=part: tests(files[part::PARTS]) for part in range(PARTS)}
     twice = {f'{f.relative_to(ROOT)}, twice': lambda f=f: one(*call(sys.executable, '.ci/twice.py', f)) for f in tutorials}
     twice['pages without data, twice'] = lambda: one(*call(sys.executable, '.ci/twice.py', *WITHOUT_DATA))
-    checks = {**parts, **twice, 'the site and its links': lambda: one(*call(sys.executable, '.ci/docs.py')),
-              **{str(f.relative_to(ROOT)): lambda f=f: notebook(f) for f in lessons},
+    checks = {**parts, **twice, **{str(f.relative_to(ROOT)): lambda f=f: notebook(f) for f in lessons},
               'modules and notebooks in step': in_step,
               'README.md in step': lambda: one(*call(sys.executable, '.ci/readme.py', '--check')),
               'vulnerabilities of the packages': lambda: one(*call(sys.executable, '.ci/audit.py'))}
@@ -141,7 +140,7 @@ def main():
     if FORKS: FORKS.set_forkserver_preload(IMPORTS)
     total, start = [0, 0, len(others)], time.time()
     if others: print(f'Their turn comes with other commits, or with ARGS=--all: {", ".join(str(f.relative_to(ROOT)) for f in others)}')
-    print(f'{len(lessons) + len(tutorials)} notebooks, the tests, the site and what is generated, {WORKERS} at a time', flush=True)
+    print(f'{len(lessons) + len(tutorials)} notebooks, the tests, the site among them, and what is generated, {WORKERS} at a time', flush=True)
     with ThreadPoolExecutor(WORKERS) as pool:
         begun = {pool.submit(timed, check): name for name, check in checks.items()}
         for done in as_completed(begun):

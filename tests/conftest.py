@@ -21,7 +21,7 @@ def pytest_configure(config):
     config.addinivalue_line('markers', 'long(group): takes ten seconds or more beside others on two cores; in .ci/test.py such tests take turns, a group together')
 
 def pytest_collection_modifyitems(items):
-    "Where TURN is `k/n`, run the kth of every n tests that take long; which ones, their names decide."
+    "Where TURN is `k/n`, run one in n of the tests that take long; which ones, their names decide."
     if not (turn := os.environ.get('TURN')): return
     mine, turns = map(int, turn.split('/'))
     for item in items:

@@ -168,17 +168,19 @@ def test_a_killed_retraining_resumes_and_gives_the_same(phantom, data, tmp_path)
 LATE = '''
 import os, sys, time, pandas as pd
 from cxr_influence.evidence import retraining
-clear, write = retraining._remove_parts, pd.DataFrame.to_parquet
+from cxr_influence.training.checkpoints import Checkpoint
+clear, write, read = retraining._remove_parts, pd.DataFrame.to_parquet, Checkpoint.model
 def late(*given): time.sleep(.5); clear(*given)
 def slow(*given): write(*given); time.sleep(1.5)
+def late_reader(*given, **settings): time.sleep(3); return read(*given, **settings)
 if os.environ['LOCAL_RANK'] == '0': pd.DataFrame.to_parquet = slow # half written for long
-else: retraining._remove_parts = late
+else: retraining._remove_parts, Checkpoint.model = late, late_reader
 sys.argv = sys.argv[1:]
 exec(open(sys.argv[0]).read())
 '''
 
 @pytest.mark.long
-def test_no_process_removes_what_another_is_writing(phantom, data, tmp_path):
+def test_no_process_removes_what_another_is_writing_or_has_yet_to_read(phantom, data, tmp_path):
     (tmp_path/'late.py').write_text(LATE)
     call = [*LAUNCH, str(tmp_path/'late.py'), *script(tmp_path, phantom, data, tmp_path/'out', 1)]
     done = subprocess.run(call, env=environment(), cwd=tmp_path, capture_output=True, text=True)

@@ -7,7 +7,6 @@ from torch import nn
 from cxr_influence.training.losses import FocalLoss
 from cxr_influence.attribution import layerwise
 from cxr_influence.data.files import InputError
-from cxr_influence.training.networks import _replace_head
 from cxr_influence.attribution.layerwise import (UnknownLayer, gradient_scores, _known_layers,
     per_sample_gradients, self_influence)
 from cxr_influence.attribution.tracin import (directional_scores, gradient, image_losses,
@@ -16,7 +15,13 @@ from cxr_influence.attribution.tracin import (directional_scores, gradient, imag
 pytestmark = pytest.mark.filterwarnings('ignore:.*formed by vmap') # of the transformer; its own test is below
 
 def densenet(): return torchvision.models.DenseNet(growth_rate=4, block_config=(2, 2), num_init_features=8, num_classes=14)
-def resnet(): return _replace_head(torchvision.models.resnet18())
+class Narrow(torchvision.models.ResNet):
+    "ResNet-18 with an eighth of the channels after its first convolution."
+    def _make_layer(self, block, planes, *given, **settings): return super()._make_layer(block, planes//8, *given, **settings)
+def resnet():
+    model = Narrow(torchvision.models.resnet.BasicBlock, [2, 2, 2, 2])
+    model.fc = nn.Linear(64, 14)
+    return model
 def transformer():
     return torchvision.models.VisionTransformer(image_size=32, patch_size=16, num_layers=2, num_heads=2, hidden_dim=16,
                                                 mlp_dim=24, num_classes=14)

@@ -96,6 +96,7 @@ def _train_and_predict(
     processes.wait() # until the main process has deleted what it deletes
     chosen = best_checkpoint(folder) if choose_best else list_checkpoints(folder)[-1]
     logits = predict(chosen.model(averaged=True).to(processes.device), data, rows)
+    processes.wait() # all have read what the main process then removes
     table = pd.DataFrame(logits.numpy(), data.frame.index[rows], data.findings)
     seconds = round(time.perf_counter() - start, 1)
     table.attrs = dict(epoch=chosen.facts['epoch'], seconds=seconds)
