@@ -96,8 +96,9 @@ def tests(files):
     return max(0, count['tests'] - bad - count['skipped']), bad or int(code != 0), count['skipped'], text
 
 # Pages that take a minute or more, the longest first: they take turns, and tutorials, too, which are run twice.
-LONG = ['02_valuations', 'what_tracin_measures', 'why_it_is_fast', '09_bank', '10_peers', '05_label_errors', '06_pools', '08_whole_run',
-        '05_pairwise', 'sweep_on_a_cluster', '02_runs', '04_scoring', '03_sweeps', '05_cli', '06_resume']
+LONG = ['02_valuations', 'what_tracin_measures', '09_bank', 'why_it_is_fast', '03_subsets', '10_peers', '04_comparison', '05_label_errors',
+        '06_pools', '08_whole_run', '05_pairwise', '01_retraining', 'sweep_on_a_cluster', '01_queue', '03_densenet', '02_runs',
+        '06_faithfulness', '04_scoring', '03_sweeps', '05_cli', 'what_it_costs', '09_every_step', '06_resume']
 
 def turn():
     "Which of the turns this commit has; the first where git does not know it."

@@ -395,7 +395,11 @@ def test_jupyterlab_listens_to_this_machine_only_and_wants_a_token(tmp_path):
             time.sleep(.1)
             with suppress(StopIteration, ValueError): facts = json.loads(next(tmp_path.glob('jpserver-*.json')).read_text())
         assert facts['hostname'] == '127.0.0.1' and len(facts['token']) > 20
-        assert requests.get(f'{facts["url"]}api/contents', timeout=30).status_code == 403
+        answer = None
+        while job.poll() is None and answer is None: # nor does it listen at once
+            time.sleep(.1)
+            with suppress(requests.ConnectionError): answer = requests.get(f'{facts["url"]}api/contents', timeout=30)
+        assert answer.status_code == 403
     finally:
         job.terminate()
         job.wait(30)
