@@ -1,7 +1,7 @@
 """Run every check, three or more at a time, and end on the line `N passed, M failed, K skipped`.
 
 Those that take longest take turns, so that two slow cores are done within an hour: a commit runs every sixth of them,
-which ones its hash decides. `--all` runs all of them: before a release, and once a week."""
+which ones its hash decides, and those that it changed. `--all` runs all of them: before a release, and once a week."""
 import multiprocessing, os, shutil, subprocess, sys, tempfile, time
 import xml.etree.ElementTree as xml
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -95,7 +95,7 @@ def tests(files):
     bad = count['failures'] + count['errors']
     return max(0, count['tests'] - bad - count['skipped']), bad or int(code != 0), count['skipped'], text
 
-# Pages that take a minute or more, the longest first: they take turns, and tutorials, too, which are run twice.
+# Pages that take a minute or more beside others, the longest first: they take turns, and tutorials, too, which are run twice.
 LONG = ['02_valuations', 'what_tracin_measures', '09_bank', 'why_it_is_fast', '03_subsets', '10_peers', '04_comparison', '05_label_errors',
         '06_pools', '08_whole_run', '05_pairwise', '01_retraining', 'sweep_on_a_cluster', '01_queue', '03_densenet', '02_runs',
         '06_faithfulness', '04_scoring', '03_sweeps', '05_cli', 'what_it_costs', '09_every_step', '06_resume']
@@ -105,23 +105,29 @@ def turn():
     known = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=ROOT, capture_output=True, text=True)
     return int(known.stdout[:8] or '0', 16) % TURNS
 
+def changed():
+    "The files that differ from the commit before this one, as paths from the root; none where there is none."
+    listed = subprocess.run(['git', 'diff', '--name-only', '-z', 'HEAD~1'], cwd=ROOT, capture_output=True, text=True)
+    return {name for name in listed.stdout.split('\0') if name}
+
 # Cheap pages with cells that need NIH's data: they must say so, and go on.
 WITHOUT_DATA = ['nbs/1_data/03_nih.ipynb', 'nbs/1_data/10_composition.ipynb']
 
-def waiting(long, mine):
-    "Those of the long ones that have another turn."
-    return [one for place, one in enumerate(long) if place % TURNS != mine]
+def waiting(long, mine, new=()):
+    "Those of the long ones that have another turn and are not new."
+    return [one for place, one in enumerate(long) if place % TURNS != mine and one not in new]
 
 def main():
     every = sys.argv[1:] == ['--all']
     if not every and sys.argv[1:]: sys.exit(f'{" ".join(sys.argv[1:])}: the only option is --all')
-    if not every: ENV['TURN'] = f'{turn()}/{TURNS}' # tests/conftest.py reads it
+    if not every: ENV.update(TURN=f'{turn()}/{TURNS}', CHANGED='\n'.join(changed())) # tests/conftest.py reads them
     lessons = [f for f in tracked() if f.suffix == '.ipynb' and not (f.parent/'.notest').exists()
                and not any(p[0] in '._' for p in f.relative_to(ROOT).parts)]
     tutorials = [f for f in lessons if f.parent.name == 'tutorials'] # run twice instead, in a clone
     lessons = [f for f in lessons if f not in tutorials]
     lessons.sort(key=lambda file: LONG.index(file.stem) if file.stem in LONG else len(LONG))
-    others = [] if every else [*waiting(tutorials + [file for file in lessons if file.stem in LONG], turn())]
+    long = tutorials + [file for file in lessons if file.stem in LONG]
+    others = [] if every else waiting(long, turn(), {ROOT/name for name in changed()})
     tutorials, lessons = ([file for file in some if file not in others] for some in (tutorials, lessons))
     files = sorted((ROOT/'tests').glob('test_*.py'), key=lambda file: -file.stat().st_size) # dealt out, so that each part takes about as long
     parts = {f'tests, part {part + 1} of {PARTS}': lambda part=part: tests(files[part::PARTS]) for part in range(PARTS)}
@@ -140,7 +146,8 @@ def main():
     os.environ.update(ENV) # of the process that pages are forks of
     if FORKS: FORKS.set_forkserver_preload(IMPORTS)
     total, start = [0, 0, len(others)], time.time()
-    if others: print(f'Their turn comes with other commits, or with ARGS=--all: {", ".join(str(f.relative_to(ROOT)) for f in others)}')
+    if not every: print(f'Their turn comes with other commits, or with ARGS=--all: {len(others)} pages ({", ".join(f.stem for f in others)}), '
+                        f'tests marked long, and {TURNS - 1} in {TURNS} of the pages that Chromium opens')
     print(f'{len(lessons) + len(tutorials)} notebooks, the tests, the site among them, and what is generated, {WORKERS} at a time', flush=True)
     with ThreadPoolExecutor(WORKERS) as pool:
         begun = {pool.submit(timed, check): name for name, check in checks.items()}

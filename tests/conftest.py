@@ -21,12 +21,12 @@ def pytest_configure(config):
     config.addinivalue_line('markers', 'long(group): takes ten seconds or more beside others on two cores; in .ci/test.py such tests take turns, a group together')
 
 def pytest_collection_modifyitems(items):
-    "Where TURN is `k/n`, run one in n of the tests that take long; which ones, their names decide."
+    "Where TURN is `k/n`, run one in n of the tests that take long; which ones, their names decide. Those of a file in CHANGED run, too."
     if not (turn := os.environ.get('TURN')): return
-    mine, turns = map(int, turn.split('/'))
+    (mine, turns), changed = map(int, turn.split('/')), os.environ.get('CHANGED', '').splitlines()
     for item in items:
         mark = item.get_closest_marker('long')
-        if mark and zlib.crc32((mark.args or (item.nodeid,))[0].encode()) % turns != mine:
+        if mark and item.nodeid.partition('::')[0] not in changed and zlib.crc32((mark.args or (item.nodeid,))[0].encode()) % turns != mine:
             item.add_marker(pytest.mark.skip(reason='takes long: its turn comes with another commit, or with `make test ARGS=--all`'))
 
 @pytest.fixture(scope='session')

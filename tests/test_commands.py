@@ -1,5 +1,5 @@
 "The commands in a shell, and the experiments by papermill, as a person would run them."
-import ast, importlib.util, json, os, re, shutil, signal, subprocess, sys, time
+import ast, json, os, re, shutil, signal, subprocess, sys, time
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
@@ -12,6 +12,7 @@ import cxr_influence
 from cxr_influence.data.nih import read_nih
 from cxr_influence.runs import cli, pipeline
 from cxr_influence.runs.parameters import experiments, parameters_of
+from conftest import ci
 
 BIN, ROOT = Path(sys.executable).parent, Path(__file__).resolve().parents[1]
 
@@ -407,11 +408,7 @@ def test_jupyterlab_listens_to_this_machine_only_and_wants_a_token(tmp_path):
 # --- the audit of the packages
 
 @pytest.fixture(scope='module')
-def audit():
-    spec = importlib.util.spec_from_file_location('audit', ROOT/'.ci/audit.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def audit(): return ci('audit')
 
 def package(name, *vulnerabilities): return dict(name=name, version='1.0', vulns=[dict(id=label, fix_versions=fixes) for label, fixes in vulnerabilities])
 

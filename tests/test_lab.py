@@ -161,7 +161,7 @@ WATCH = '''() => { // notes a bar even if it comes and goes between two looks
 
 def results(code): return [json.dumps(output.get('data', output.get('text'))) for cell in code for output in cell['outputs']]
 
-@pytest.mark.long
+@pytest.mark.long('lab')
 def test_lab_needs_its_token_and_shows_the_project(lab):
     lab.open()
     with pytest.raises(urllib.error.HTTPError, match='403'): lab.request('/api/contents', token=False)
@@ -171,7 +171,7 @@ def test_lab_needs_its_token_and_shows_the_project(lab):
     assert line == f'JupyterLab: http://127.0.0.1:{lab.port}/lab/tree/nbs?token={lab.token}  (Ctrl-C ends it)'
     assert not more or 'Only this container' in more[0]
 
-@pytest.mark.long
+@pytest.mark.long('lab')
 @pytest.mark.parametrize('name', TUTORIALS if os.environ.get('SCREENSHOTS') else SHORT)
 def test_a_tutorial_is_run_a_number_is_changed_and_it_is_run_again(lab, name):
     lab.notebook, bars = f'nbs/tutorials/{name}.ipynb', []

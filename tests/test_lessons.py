@@ -1,5 +1,5 @@
 "A lesson can be changed and run again, and keeps nothing of the computer that it ran on."
-import importlib.util, json, os, re, tempfile
+import json, os, re, tempfile
 from pathlib import Path
 
 import nbformat, pytest
@@ -10,6 +10,7 @@ from cxr_influence.data.files import InputError
 from cxr_influence.phantom.dataset import make_phantom
 from cxr_influence.training.checkpoints import Recipe
 from cxr_influence.training.resume import read_history, trained
+from conftest import ci
 
 ROOT = Path(__file__).parents[1]
 PAGES = {str(file.relative_to(ROOT/'nbs')): json.loads(file.read_text(encoding='utf-8')) for file in sorted(ROOT.glob('nbs/*/*.ipynb'))}
@@ -95,11 +96,7 @@ def test_a_page_keeps_no_progress_and_no_folder_of_a_computer(name):
         assert not re.search(r'(?<![\w.<])/(tmp|root|home|Users|work|var)/', text), text[:200]
 
 @pytest.fixture(scope='module')
-def notebooks():
-    spec = importlib.util.spec_from_file_location('notebooks', ROOT/'.ci/notebooks.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def notebooks(): return ci('notebooks')
 
 def test_what_is_kept_of_an_output(notebooks):
     def stream(text, name='stderr'): return {'output_type': 'stream', 'name': name, 'text': text}

@@ -79,6 +79,8 @@ def test_every_check_that_takes_long_has_its_turn(monkeypatch):
     assert test.turn() in range(test.TURNS) and set(test.LONG) <= stems
     left = [set(test.waiting(test.LONG, mine)) for mine in range(test.TURNS)]
     assert set.intersection(*left) == set() and all(len(some) >= len(test.LONG)*.6 for some in left)
+    assert all(set(test.LONG[:3]) & set(test.waiting(test.LONG, mine, test.LONG[:3])) == set() for mine in range(test.TURNS))
+    assert all((ROOT/name).suffix for name in test.changed())
     GROUP = [f'tests/test_{i}.py::test[{i}]' for i in (1, 3, 5)]
     class Item:
         def __init__(self, name, long): self.nodeid, self.long, self.skipped = name, long, False
@@ -94,6 +96,10 @@ def test_every_check_that_takes_long_has_its_turn(monkeypatch):
     once = [sum(turns) for turns in zip(*runs[1:])]
     assert all(runs[0]) and once[::2] == [test.TURNS]*200 and once[1::2] == [1]*200
     assert all(sum(run[1::2]) < 200/test.TURNS*1.6 and sum(run[1:6:2]) in (0, 3) for run in runs[1:])
+    monkeypatch.setenv('CHANGED', 'README.md\ntests/test_7.py')
+    items = [Item('tests/test_7.py::test[7]', True), *(Item(f'tests/test_{i}.py::test[7]', True) for i in range(100, 400))]
+    pytest_collection_modifyitems(items)
+    assert not items[0].skipped and sum(item.skipped for item in items) > 200
 
 def test_readme_leads_nowhere_that_is_not_there():
     links = re.findall(r'\]\(([^)\s#]+)', (ROOT/'README.md').read_text(encoding='utf-8'))

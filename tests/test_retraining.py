@@ -1,5 +1,5 @@
 "Retraining on part of the images: what is kept, shared, resumed, and run side by side."
-import os, signal, subprocess, sys, time
+import os, signal, subprocess, sys, threading, time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from cxr_influence.evidence import retraining
 from cxr_influence.evidence.retraining import (_made_of, _keep_best, retrain, run_side_by_side,
     without)
 from cxr_influence.training.checkpoints import Recipe, best_checkpoint, list_checkpoints
-from cxr_influence.training.resume import fit, read_history
+from cxr_influence.training.resume import _note_signals, fit, read_history
 from cxr_influence.training.loop import _Training, predict
 
 RECIPE = Recipe('densenet_small', epochs=2, batch_size=16)
@@ -234,6 +234,36 @@ def test_a_bug_keeps_its_traceback():
 def test_a_killed_process_is_reported_in_a_sentence():
     with ProcessPoolExecutor(1, FORKS) as pool:
         with refused('was killed', '0 of 1 calls', 'resume'): run_side_by_side(die, [()], 'calls', pool)
+
+def note_signals_until_told(path): # as `fit` does, which then saves
+    with _note_signals() as noted:
+        path.write_text(str(os.getpid()))
+        while not noted: time.sleep(.01)
+        raise KeyboardInterrupt
+
+def test_where_an_idle_process_is_killed_the_one_at_work_ends(tmp_path):
+    path, late = tmp_path/'at-work', []
+    def kill_the_idle(pool):
+        while not (path.is_file() and path.read_text()): time.sleep(.01)
+        time.sleep(.5)
+        at_work = int(path.read_text())
+        os.kill(*set(pool._processes) - {at_work}, signal.SIGKILL) # it holds the lock that the one at work wants next
+        time.sleep(20)
+        if pool._executor_manager_thread: late.append(True), os.kill(at_work, signal.SIGKILL)
+    with ProcessPoolExecutor(2, FORKS) as pool:
+        for _ in range(2): pool.submit(time.sleep, .5)
+        threading.Thread(target=kill_the_idle, args=(pool,), daemon=True).start()
+        with refused('was killed', '0 of 1 calls', 'resume'): run_side_by_side(note_signals_until_told, [(path,)], 'calls', pool)
+    assert not late
+
+def test_after_a_fault_no_other_call_begins():
+    begun = []
+    def call(number):
+        begun.append(number)
+        time.sleep(.5 * number)
+        if number == 0: fail()
+    with ThreadPoolExecutor(1) as pool, pytest.raises(KeyError): run_side_by_side(call, [(0,), (1,), (2,), (3,)], 'calls', pool)
+    assert begun in ([0], [0, 1])
 
 @pytest.mark.long
 def test_a_killed_worker_of_dask_is_reported_in_a_sentence():

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest, yaml
 
+from conftest import ci
+
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = ROOT.parent/'shared/quarto-schema'
 CHROMIUM = os.environ.get('CHROMIUM') or shutil.which('chromium') or shutil.which('google-chrome')
 CONFIG = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))
 PAGES = sorted(p for p in ROOT.glob('nbs/**/*.ipynb') if not any(part[0] in '._' for part in p.relative_to(ROOT).parts))
-spec = importlib.util.spec_from_file_location('enrich', ROOT/'.ci/enrich.py')
-enrich = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(enrich)
+enrich = ci('enrich')
 PAPERS = enrich.literature(ROOT/'nbs/references.bib')
 
 # --- Quarto's own schema --------------------------------------------------------------------------------------------------
