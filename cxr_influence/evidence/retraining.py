@@ -6,9 +6,10 @@
 __all__ = ['without', 'retrain', 'run_side_by_side']
 
 # %% ../../nbs/6_evidence/01_retraining.ipynb #retr0003
-import os, shutil, threading, time, warnings
+import os, shutil, signal, threading, time, warnings
 from concurrent.futures import BrokenExecutor, Executor, as_completed
 from contextlib import contextmanager
+from multiprocessing import parent_process
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,14 @@ def _call(function, number:int, arguments:tuple, threads:int|None) -> tuple: # n
     try: return number, function(*arguments)
     finally: torch.set_num_threads(before)
 
+def _work(*call) -> tuple: # number, result
+    "Call a function for an executor, whose process ends if it is told to."
+    main = threading.current_thread() is threading.main_thread()
+    if not (main and parent_process()): return _call(*call, None)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL) # a fork has the handler of its parent
+    try: return _call(*call, None)
+    except KeyboardInterrupt: os._exit(1) # `fit` has saved; the executor would not end it
+
 # %% ../../nbs/6_evidence/01_retraining.ipynb #dc5ecfe3
 def _end_with_parent() -> None: # of a process that was started to work
     "End this process soon after the one that started it, whatever ended that."
@@ -183,8 +192,10 @@ def _as_they_end(
 ): # yields number, result
     "Make calls side by side."
     if executor:
-        waiting = [executor.submit(_call, function, *call, None) for call in calls]
-        for done in as_completed(waiting): yield done.result()
+        waiting = [executor.submit(_work, function, *call) for call in calls]
+        try: yield from (done.result() for done in as_completed(waiting))
+        finally: # none begins after a fault or Ctrl-C
+            for one in waiting: one.cancel()
     else:
         alone = best_device().type == 'cpu' and join_processes().count == 1
         workers = max(1, min(cpu_count(), len(calls), 8)) if alone else 1
