@@ -1,5 +1,5 @@
 "The command that measures an accelerator, tried on the processor; without an accelerator it measures nothing."
-import json, subprocess, sys
+import json, subprocess, sys, time
 from pathlib import Path
 
 import pytest, torch
@@ -56,3 +56,11 @@ def test_without_an_accelerator_nothing_is_measured(tmp_path):
     if torch.accelerator.is_available(): pytest.skip('there is one')
     done = subprocess.run([sys.executable, '_gpu.py', '--out', tmp_path/'x.json'], cwd=BENCHMARKS, capture_output=True, text=True)
     assert done.returncode == 1 and 'There is no accelerator' in done.stdout and not (tmp_path/'x.json').exists()
+
+def test_calls_are_timed_in_turn_and_long_ones_once(gpu):
+    made = []
+    def call(name, seconds): return lambda: made.append(name) or time.sleep(seconds)
+    found = gpu.seconds_of_each({'short': call('short', .01), 'other': call('other', .02), 'long': call('long', .2)}, CPU, .03, 3, .1)
+    assert .01 <= found['short'] < found['other'] < found['long'] and made.count('long') == 1
+    turns = ''.join(name[0] for name in made[3:])
+    assert turns.count('so') >= 4 # two trials, and three rounds

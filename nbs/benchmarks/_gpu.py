@@ -1,6 +1,6 @@
 """Measure a machine's accelerator: correctness, precisions, speed, memory, limits. `make gpu` runs it.
 The page beside this file, accelerators.ipynb, shows what it writes to the folder machines."""
-import argparse, datetime, json, os, platform, re, shlex, shutil, subprocess, sys, tempfile, time
+import argparse, datetime, json, os, platform, re, shlex, shutil, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import pandas as pd
@@ -39,17 +39,19 @@ def wait(device) -> None:
     module = getattr(torch, device.type, None)
     if device.type != 'cpu' and hasattr(module, 'synchronize'): module.synchronize()
 
-def seconds_of(call, device, least:float=.5) -> float: # per call, median of three rounds
-    "Time a call, often enough that a round takes a while."
-    call()
-    wait(device)
-    def rounds(n):
+def seconds_of_each(calls:dict, device, least:float=.3, rounds:int=5, long:float=5) -> dict: # name -> seconds a call, the median of its rounds
+    "Time calls in turn, so that a busy moment meets all; short ones so often that a round takes a while, long ones once."
+    def taken(name, n=1):
         start = time.perf_counter()
-        for _ in range(n): call()
+        for _ in range(n): calls[name]()
         wait(device)
         return (time.perf_counter() - start) / n
-    n = max(1, round(least / max(rounds(1), 1e-9)))
-    return sorted(rounds(n) for _ in range(3))[1]
+    found = {name: taken(name) for name in calls} # warms up
+    short = {name: max(1, round(least / max(taken(name), 1e-9))) for name in calls if found[name] < long}
+    each = [{name: taken(name, n) for name, n in short.items()} for _ in range(rounds)]
+    return found | {name: statistics.median(one[name] for one in each) for name in short}
+
+def seconds_of(call, device) -> float: return seconds_of_each({'it': call}, device)['it']
 
 def processor_name() -> str:
     "Name the processor, as Linux does where it can be read."
@@ -117,8 +119,10 @@ def measure_ways(device, size:int, counts) -> list: # rows
         x, y = torch.randn(count, 3, size, size, device=device), (torch.rand(count, 14, device=device) < .1).float()
         try:
             with _full_precision(), _check_once():
-                for name, call in batch_ways(model, loss, x, y).items():
-                    seconds = seconds_of(call, device)
+                ways = batch_ways(model, loss, x, y)
+                taken = seconds_of_each(ways, device)
+                for name, call in ways.items():
+                    seconds = taken[name]
                     row = {'way': name, 'image_size': size, 'batch_size': count, 'images_per_second': count / seconds,
                            'peak_memory_bytes': peak_memory(call, device)}
                     with Work() as work: call()
