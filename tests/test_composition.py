@@ -4,7 +4,8 @@ import pandas as pd
 
 from cxr_influence.data.composition import (plot_co_occurrence, plot_splits, shared_by_patient,
     split_shares)
-from cxr_influence.data.labels import FINDINGS
+from cxr_influence.data.labels import FINDINGS, co_occurrence
+from cxr_influence.data.splits import describe_splits
 
 def test_the_intervals_cover_the_truth():
     rng, patients = np.random.default_rng(5), np.repeat(np.arange(120), 4)
@@ -27,6 +28,18 @@ def test_unknown_labels_are_left_out_of_the_shares(data):
     assert shares.positives['No Finding'] == (known[list(FINDINGS)].sum(axis=1) == 0).sum()
     nothing = split_shares(frame.assign(Hernia=0.)).loc[('train', 'Hernia')]
     assert nothing.share == 0 and np.isnan(nothing.low) and np.isnan(nothing.high)
+
+def test_what_is_unknown_is_not_absent(data):
+    rng, frame = np.random.default_rng(), data.frame.copy()
+    whole = co_occurrence(frame)
+    frame.loc[frame.index[rng.random(len(frame)) < .5], 'Effusion'] = np.nan
+    having = frame[(frame.Infiltration == 1) & frame.Effusion.notna()]
+    assert np.isclose(co_occurrence(frame).loc['Infiltration', 'Effusion'], having.Effusion.mean())
+    assert whole.drop(columns='Effusion').drop('Effusion').equals(co_occurrence(frame).drop(columns='Effusion').drop('Effusion'))
+    table = describe_splits(frame.assign(Mass=np.nan, view=np.nan))
+    assert table[['no finding', 'findings per image', 'AP views']].isna().all(axis=None)
+    known = data.frame.groupby('split')
+    assert np.allclose(describe_splits(data.frame)['AP views'], known['view'].apply(lambda one: (one == 'AP').mean())[['train', 'validation', 'test']], atol=.0005)
 
 def test_the_splits_are_plotted(data):
     frame = data.frame

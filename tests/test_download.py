@@ -353,7 +353,7 @@ def test_some_archives_first_and_more_later(site, nih, tmp_path):
     assert len(read_nih(download(tmp_path, archives='1-2', keep=True, files=nih))) == 24
     assert asked(site) == ['images_001.tar.gz'] and (tmp_path/'images_001.tar.gz').read_bytes() == site.files['images_001.tar.gz']
 
-@pytest.mark.parametrize('archives', ['4', [0], '1,2,x', '1-', '-1', ',', [None], 3.5])
+@pytest.mark.parametrize('archives', ['4', [0], '1,2,x', '1-', '-1', ',', [None], 3.5, '3-1'])
 def test_archives_that_there_are_not(nih, archives):
     with pytest.raises(InputError): _choose_archives(nih, archives)
 

@@ -316,3 +316,16 @@ def test_retrainings_are_kept(data, tmp_path, monkeypatch):
     monkeypatch.setattr(retraining, 'fit', never)
     np.testing.assert_array_equal(subset_losses(data, RECIPE, halves, [0, 1], tmp_path), losses)
     with pytest.raises(AssertionError): retraining.retrain(data, RECIPE, 0, data.rows('test'), tmp_path)
+
+def test_images_without_a_known_label_are_inspected_last(rng):
+    wrong = pd.Series(rng.random(60) < .3)
+    scores = pd.DataFrame({'loss': rng.random(60)}).assign(standard=lambda table: table.loss)
+    scores.loc[~wrong & (rng.random(60) < .4), 'standard'] = -np.inf # as no label is known
+    lowest = scores.replace(-np.inf, -1.)
+    assert detected_at(scores, wrong).equals(detected_at(lowest, wrong))
+    observed = pd.Series(rng.integers(0, 2, 60))
+    assert detected_within(scores, wrong, observed).equals(detected_within(lowest, wrong, observed))
+
+def test_a_constant_score_goes_with_nothing(rng):
+    known = pd.DataFrame({'loss': rng.random(30), 'norm': rng.random(30)})
+    assert partial_rank_correlation(pd.Series(1., known.index), known).isna().all(axis=None)

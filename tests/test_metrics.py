@@ -132,6 +132,17 @@ def test_a_model_does_not_differ_from_itself_and_paired_intervals_are_narrower(m
     assert table.high['macro'] - table.low['macro'] < high - low
     assert np.isclose(table.difference['macro'], table.difference[:-1].mean())
 
+def test_predictions_that_are_unknown_or_of_other_rows_are_refused(made):
+    targets, probabilities, patients = made
+    gone = probabilities.copy()
+    gone[:3] = np.nan
+    with refused('predictions of', 'are NaN'): paired_difference(targets, gone, probabilities, patients, 9)
+    with refused('are NaN'): bootstrap_auroc(targets, gone, patients, 9)
+    y, p = (pd.DataFrame(one, columns=FINDINGS) for one in (targets, probabilities))
+    assert (paired_difference(y, p, p, patients, 9) == 0).all(axis=None)
+    with refused('not of the same images in the same order'): paired_difference(y, p, p[::-1], patients, 9)
+    with refused('not of the same images in the same order'): paired_difference(y[::-1], p, p, patients, 9)
+
 def test_seeds_add_their_spread():
     rng = np.random.default_rng()
     draws = rng.normal(0, .01, (5, 4000)) + np.array([-.2, -.1, 0, .1, .2])[:, None]

@@ -392,3 +392,24 @@ def test_every_citation_is_in_the_bibliography_and_used():
     used = set(re.findall(r'@(\w+)', ' '.join(re.findall(r'\[@[^\]]+\]', (ROOT/'report/index.qmd').read_text()))))
     assert used == set(known)
     assert known['pruthi2020'][0] == 'Pruthi et al. 2020' and known['koh2017'][0] == 'Koh and Liang 2017' and known['platt1999'][0] == 'Platt 1999'
+
+def made(folder, checkpoints, start_time, **more):
+    "A run as the commands record it."
+    return start(folder, more.pop('experiment', folder.parent.name), start=start_time, parameters=dict(checkpoints=checkpoints) | more)
+
+@pytest.mark.parametrize('older, newer', [('_runs/baseline/demo/checkpoints', 'checkpoints'), ('ckpt_old', './ckpt_new'), ('/s/one', '/s/two')])
+def test_a_study_has_one_training(tmp_path, older, newer):
+    first = made(tmp_path/'baseline/demo', None if 'demo' in older else older, '2026-01-01T00:00')
+    scored = made(tmp_path/'influence/demo', older, '2026-01-01T00:01')
+    removed = made(tmp_path/'subsets/demo-r', older, '2026-01-01T00:02', mode='remove')
+    second = made(tmp_path/'baseline/nih', newer.removeprefix('./'), '2026-01-02T00:00')
+    again = made(tmp_path/'influence/nih', newer, '2026-01-02T00:01')
+    assert module.find_study(tmp_path) == dict(baseline=first, influence=scored, remove=removed)
+    (removed/'run.json').unlink()
+    assert module.find_study(tmp_path) == dict(baseline=second, influence=again)
+
+def test_numbers_of_many_runs_are_readable(tmp_path, rng):
+    folders = [baseline(tmp_path/f'baseline/run-{k}', rng) for k in range(2)]
+    for folder in folders: pd.DataFrame([dict(run='x', images=86524, auroc=.8123456)]).to_csv(folder/'row.csv', index=False)
+    text = page(folders, tmp_path).get_text(' ')
+    assert '86,524' in text and '.8123' in text and 'e+' not in text

@@ -4,6 +4,7 @@ import itertools, os, signal, string, subprocess, sys, time
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 
 from conftest import sentence
@@ -232,6 +233,38 @@ def test_error_rates_are_the_truth_for_a_reviewer_who_never_errs(data, queue, tr
     assert len(set(several)) > 1 or 0 < several[0] < 20
     noticed = read_review(tmp_path/'r.csv').assign(shown='noticed')
     assert not len(review_error_rates(noticed)) and not len(review_agreement(noticed, data))
+
+def test_error_rates_of_images_asked_about_all_labels_cover_the_truth(scores, data, tmp_path, rng):
+    queue, right = review_queue(scores, data, 12), data.frame[data.findings]
+    rows = [review_error_rates(simulate_review(queue, right, tmp_path/f'{k}.csv', .3, seed=int(rng.integers(1e9)))).iloc[0] for k in range(40)]
+    assert rows[0].labels == 12 * 14
+    assert np.mean([row.low <= .3 <= row.high for row in rows]) > .8 # as if the labels were independent: .55
+    for answers in [0, 1]: # nothing varies: twelve images, not 168 labels
+        row = review_error_rates(simulate_review(queue, right, tmp_path/f'all-{answers}.csv', answers)).iloc[0]
+        assert (row.low, row.high)[1 - answers] == pytest.approx(binomtest(12 * answers, 12).proportion_ci()[1 - answers])
+
+def test_agreement_knows_images_however_they_are_written(data, queue, truth, tmp_path):
+    for name, error in [('anna', .1), ('ben', .3)]: simulate_review(queue, truth, tmp_path/'r.csv', error, name, 3)
+    answers = read_review(tmp_path/'r.csv')
+    for write in [lambda i: i.removesuffix('.png'), lambda i: f'images/{i}']:
+        other = review_agreement(answers.assign(image=answers.image.map(write)), data, 50)
+        assert other.equals(review_agreement(answers, data, 50))
+    assert 'nobody.png is no image' in sentence(review_agreement, answers.replace({'image': {answers.image[answers.index[0]]: 'nobody.png'}}), data)
+
+def test_what_another_queue_has_noticed_stays(data, tmp_path):
+    image, path = data.train.index[0], tmp_path/'r.csv'
+    def ask(finding): # a queue about one label of this image
+        labels = pd.DataFrame(np.nan, data.train.index, data.findings)
+        labels.loc[image, finding] = 1.
+        return Review(review_queue(labels, data, [image]), path, 'anna')
+    ask('Mass').answer(image, {'Mass': 1, 'Edema': 1})
+    ask('Effusion').answer(image, {'Effusion': 0, 'Mass': 0})
+    found = read_review(path).set_index('finding').new
+    assert found.to_dict() == {'Mass': 0, 'Edema': 1, 'Effusion': 0}
+
+@pytest.mark.parametrize('n', [.1, 20.])
+def test_a_number_of_images_is_whole(scores, data, n):
+    for call in [review_queue, lambda scores, data, n: batch_for_review(scores, n, data)]: assert f'n is {n}' in sentence(call, scores, data, n)
 
 def test_answers_correct_the_labels_and_nothing_else(data, queue, truth, tmp_path):
     simulate_review(queue, truth, tmp_path/'r.csv', .2, 'anna', 3)

@@ -41,7 +41,7 @@ n, f = random.randrange(1, 9999), random.random()
     ('float', n, float(n)), ('float', str(f), f), ('float', np.float32(.5), .5), ('bool', 'true', True), ('bool', 'No', False), ('bool', 1, True),
     ('bool', np.bool_(False), False), ('str', n, str(n)), ('str', Path('a')/'b', 'a/b'), ('Optional[str]', None, None),
     ('list[float]', f, [f]), ('list[float]', f'{f}, {n}', [f, n]), ('list[float]', np.array([f, n]), [f, n]), ('list[int]', n, [n]),
-    ('list[int]', range(3), [0, 1, 2]), ('list[int]', f'[{n}]', [n]), ('list[int]', pd.Index([n]), [n]), ('list[str]', "['influence']", ['influence']),
+    ('list[int]', range(3), [0, 1, 2]), ('list[int]', {3, 1, 2}, [1, 2, 3]), ('list[int]', f'[{n}]', [n]), ('list[int]', pd.Index([n]), [n]), ('list[str]', "['influence']", ['influence']),
     ('list[str]', 'top, random', ['top', 'random']), ('list[str]', '[top, random]', ['top', 'random']), ('list[str]', 'top', ['top']),
     ('Optional[list[str]]', 'top,random', ['top', 'random']), ('Optional[list[str]]', None, None), ('list[str]', '007', ['007']),
     ('dict[int, int]', '{64: 32}', {64: 32}), ('dict[int, int]', {'64': '32'}, {64: 32}), ('Union[int, str]', 'all', 'all'), ('int | None', 'none', None)])
@@ -126,7 +126,7 @@ def test_stations_fit_each_other(tmp_path, monkeypatch):
 # Provenance, whichever way the notebook was run
 
 PROVENANCE = {'experiment', 'parameters', 'version', 'source', 'start', 'end', 'seconds', 'host', 'process', 'device', 'cores', 'threads', 'python', 'torch', 'status',
-              'error', 'reads', 'peak_memory_mb'}
+              'error', 'reads', 'paths', 'peak_memory_mb'}
 
 @pytest.mark.long
 def test_run_papermill_and_a_plain_kernel_leave_the_same_record(tmp_path, monkeypatch):
@@ -188,6 +188,38 @@ def test_a_finished_run_is_not_run_again_and_never_stale(tiny, tmp_path, monkeyp
     assert run(tiny, **given) == folder and executed(tmp_path) == 4
     assert run(tiny, again=True, **given) == folder and executed(tmp_path) == 5
     assert all((folder/f'earlier/{number}/row.csv').is_file() for number in range(1, 5)) # and nothing is lost
+
+SUM = 'import pandas as pd\nread = [pd.read_csv(one).x.sum() for one in [table, *others] if one]\npd.DataFrame([{"result": sum(read)}]).to_csv(f"{out}/row.csv", index=False)'
+STARTS = 'from cxr_influence.runs.runs import end_run, start_run\nout = start_run("sums", globals(), reads=["table"])'
+ENDS = 'import pandas as pd\nend_run(pd.DataFrame([{"result": pd.read_csv(table).x.sum()}]))'
+
+@pytest.fixture
+def sums(tmp_path, monkeypatch):
+    "A notebook that adds up tables, and two folders of one project that each have one of that name."
+    (tmp_path/'.git').mkdir()
+    for number, name in enumerate('ab', 1):
+        (tmp_path/name).mkdir()
+        (tmp_path/name/'own.csv').write_text(f'x\n{number}\n')
+    monkeypatch.chdir(tmp_path/'a')
+    return write(tmp_path/'sums.ipynb', 'table: str = "own.csv"\nothers: list[str] = []\nout: str = "by-hand"', SUM)
+
+def result(folder): return pd.read_csv(folder/'row.csv').result[0]
+
+def test_a_table_by_default_or_in_a_list_is_not_stale(sums, tmp_path):
+    (tmp_path/'b/own.csv').write_text('x\n10\n')
+    for first, second in [(1, 10), (2, 20)]:
+        Path('own.csv').write_text(f'x\n{first}\n')
+        (tmp_path/'b/own.csv').write_text(f'x\n{second}\n')
+        assert result(run(sums)) == first and result(run(sums, others=['../b/own.csv'])) == first + second
+
+@pytest.mark.parametrize('noted', [False, True])
+def test_a_path_from_another_folder_is_another_file(sums, tmp_path, monkeypatch, noted):
+    page = write(tmp_path/'sums.ipynb', 'table: str = "own.csv"\nout: str = "by-hand"', STARTS, ENDS) if noted else sums
+    for number, name in enumerate('ab', 1):
+        monkeypatch.chdir(tmp_path/name)
+        assert result(run(page, table='own.csv')) == number
+    begun = _read_record(run(page, table='own.csv'))['start']
+    assert _read_record(run(page, table='own.csv'))['start'] == begun # the same file: the same run
 
 def test_repeat_says_whether_the_numbers_agree(tiny, tmp_path):
     folder = run(tiny, a=n)

@@ -1,5 +1,6 @@
 "From a folder of checkpoints to a table of scores: the sum, its refusals, its resumption, its company."
 import json, os, shutil, subprocess, sys, time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ from conftest import Script, hurt, in_a_new_process, refused, rewrite, sentence
 from cxr_influence.attribution import scoring
 from cxr_influence.data.batches import Data, batches, normalise
 from cxr_influence.training.checkpoints import Checkpoint, list_checkpoints
+from cxr_influence.data.files import _digest
 from cxr_influence.data.labels import FINDINGS
 from cxr_influence.training.networks import weights_checksum
 from cxr_influence.attribution.pairwise import open_pairwise, pairwise
@@ -471,3 +473,54 @@ def test_what_reads_scores_says_what_is_missing_or_damaged(data, checkpoints, tm
         in_a_new_process()
         assert 'score again' in sentence(breakdown, tmp_path/'a.csv') and name in sentence(breakdown, tmp_path/'a.csv')
         influence(checkpoints, data, tmp_path/'a.csv', device='cpu')
+
+# What a user changes between two calls
+
+def test_blocks_of_two_calls_that_round_otherwise_make_one_table(data, checkpoints, tmp_path, monkeypatch):
+    "As after a stop, with another number of threads: each call has its own norm of the direction."
+    monkeypatch.setattr(scoring, '_BLOCK_IMAGES', 32)
+    whole, keep, find = influence(checkpoints, data, tmp_path/'whole.csv', device='cpu'), scoring._Blocks.keep, scoring._find_directions
+    def stop(blocks, table, path):
+        keep(blocks, table, path)
+        raise KeyboardInterrupt
+    monkeypatch.setattr(scoring._Blocks, 'keep', stop)
+    with pytest.raises(KeyboardInterrupt): influence(checkpoints, data, tmp_path/'a.csv', device='cpu')
+    monkeypatch.setattr(scoring._Blocks, 'keep', keep)
+    monkeypatch.setattr(scoring, '_find_directions', lambda *given: (found := find(*given))._replace(norm=found.norm * (1 + 1e-9)))
+    pd.testing.assert_frame_equal(influence(checkpoints, data, tmp_path/'a.csv', device='cpu'), whole)
+    assert all(pd.read_parquet(path).attrs['key'] for path in (tmp_path/'a.checkpoints').glob('*.parquet'))
+
+def test_parts_of_another_scoring_are_not_added_up(data, checkpoints, tmp_path):
+    scores = influence(checkpoints, data, tmp_path/'a.csv', device='cpu')
+    np.testing.assert_allclose(breakdown(tmp_path/'a.csv').sum(axis=1), scores.influence, rtol=1e-3, atol=1e-6)
+    score_checkpoint(list_checkpoints(checkpoints)[0], data, tmp_path/'a.csv', layers='classifier', device='cpu')
+    with refused('of another scoring', 'score again'): breakdown(tmp_path/'a.csv')
+
+def test_weights_of_images_are_not_ignored(data, checkpoints, tmp_path):
+    weighted = data.weighted(np.linspace(0, 2, len(data)))
+    for call in [influence, pairwise]:
+        with refused('have weights', 'every_step or unroll'): call(checkpoints, weighted, tmp_path/'a.csv', device='cpu')
+
+def test_a_name_keeps_its_end(data, checkpoints, tmp_path):
+    with refused('lr0.01', 'ends in .csv'): influence(checkpoints, data, tmp_path/'lr0.01', device='cpu')
+    assert not [*tmp_path.iterdir()]
+
+def test_labels_corrected_in_place_are_other_data(data):
+    own = Data(data.frame.copy(), data.store)
+    before = own.fingerprint
+    assert before == data.fingerprint
+    own.frame.iloc[3, own.frame.columns.get_loc('Mass')] = 1 - own.frame.Mass.iloc[3]
+    assert own.fingerprint != before == data.fingerprint
+
+def test_numbers_of_numpy_are_numbers(data, checkpoints, tmp_path):
+    names = np.array(['classifier'])
+    one = pairwise(checkpoints, data, tmp_path/"one", top=np.int64(2), layers=names, device='cpu')
+    assert one.equals(pairwise(checkpoints, data, tmp_path/"two", top=2, layers=["classifier"], device="cpu"))
+    scores = influence(checkpoints, data, tmp_path/'s.csv', per_finding=False, layers={'classifier'}, device='cpu')
+    assert scores.equals(influence(checkpoints, data, tmp_path/'s.csv', per_finding=False, layers='classifier', device='cpu'))
+    assert _digest([np.int64(3), np.arange(2), Path('a'), {'b'}]) == _digest([3, [0, 1], 'a', ['b']])
+
+def test_groups_without_a_name_are_counted(data, checkpoints, tmp_path):
+    scores = influence(checkpoints, data, tmp_path/'s.csv', per_finding=False, layers='classifier', device='cpu')
+    frame = data.frame.assign(hospital=['a', None] * (len(data) // 2))
+    assert sum_by(scores, frame, 'hospital').images.sum() == len(scores)

@@ -1,5 +1,5 @@
 "Tables of other data sets become the same frame; bad ones end in a sentence; unknown labels are honoured to the end."
-import copy, gzip, os, sys
+import copy, gzip, os, shutil, sys
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +149,19 @@ def test_images_that_are_absent_are_left_out_and_counted(tmp_path):
     (tmp_path/'scan005.png').unlink()
     frame = read_dataset(tmp_path/'own.csv', tmp_path, **ASKED)
     assert len(frame) == 59 and rows(frame)['images', 'absent']['count'] == 1
+
+@pytest.mark.parametrize('ending', ['', '.png'])
+def test_a_name_that_two_files_have_is_reported_or_refused(tmp_path, ending):
+    own(tmp_path)
+    table = pd.read_csv(tmp_path/'own.csv').drop(columns='split', errors='ignore')
+    column = ASKED['image']
+    table[column] = [name.removesuffix('.png') + ending for name in table[column]]
+    asked = {key: value for key, value in ASKED.items() if key != 'split'}
+    (tmp_path/'copies').mkdir()
+    for path in tmp_path.glob('*.png'): shutil.copy(path, tmp_path/'copies')
+    assert rows(read_dataset(table, tmp_path, **asked))['images', 'repaired']['count'] == len(table)
+    Image.new('L', (8, 8), 255).save(tmp_path/'copies/scan003.png') # such as its mask
+    with refused('scan003', 'copies', 'these differ', 'give the folder'): read_dataset(table, tmp_path, **asked)
 
 # ---- bad input
 

@@ -11,8 +11,12 @@ from conftest import FORKS, flip_a_bit, refused, sentence
 from cxr_influence.data import files
 from cxr_influence.training import resume
 from cxr_influence.training.checkpoints import Checkpoint, Recipe, list_checkpoints
+from cxr_influence.attribution.scoring import influence
+from cxr_influence.evidence import bank
+from cxr_influence.evidence.retraining import retrain
 from cxr_influence.training.loop import _schedule, _Training
-from cxr_influence.training.resume import read_history
+from cxr_influence.training.networks import make_model
+from cxr_influence.training.resume import read_history, trained
 
 RECIPE = Recipe('densenet_small', epochs=3, batch_size=16)
 fit = partial(resume.fit, device='cpu')
@@ -413,3 +417,27 @@ def test_a_stopped_run_is_found_by_its_settings_and_ends_in_the_same_bytes(data,
     assert said == ['Trained', 'Found', 'Trained']
     one, again, other = [(folder/'epoch_002/model.safetensors').read_bytes() for folder in folders]
     assert folders[0] == folders[1] and one == again == other and len(list((tmp_path/'a').glob('[!.]*'))) == 1
+
+def test_another_file_of_weights_is_another_run(data, tmp_path):
+    path, recipe = tmp_path/'own.pth', RECIPE._replace(epochs=1, weights=str(tmp_path/'own.pth'))
+    def write(seed): torch.save(make_model('densenet_small', seed=seed).state_dict(), path)
+    write(1)
+    first, logits = trained(data, recipe, under=tmp_path/'runs'), retrain(data, recipe, 0, data.rows('test'), tmp_path/'kept')
+    fit(data, tmp_path/'run', recipe)
+    assert trained(data, recipe, under=tmp_path/'runs') == first and retrain(data, recipe, 0, data.rows('test'), tmp_path/'kept').equals(logits)
+    write(2)
+    assert trained(data, recipe, under=tmp_path/'runs') != first
+    assert not retrain(data, recipe, 0, data.rows('test'), tmp_path/'kept').equals(logits)
+    with refused('weights_sha256 differ'): fit(data, tmp_path/'run', recipe)
+    with refused('own.pth is not the file that this run began with'): bank._start(first, data, [], 1, (0, 0), 'cpu')
+    write(1)
+    fit(data, tmp_path/'run', recipe) # it is complete
+
+def test_a_state_before_the_first_update_in_fp16(data, tmp_path, monkeypatch):
+    "The scaler leaves out the first steps, and AdamW then has no moments yet."
+    recipe = RECIPE._replace(epochs=1, mixed_precision='fp16')
+    monkeypatch.setattr(torch.amp.GradScaler, 'step', lambda scaler, optimizer: None)
+    fit(data, tmp_path/'run', recipe, device='cpu', save_minutes=0)
+    checkpoint, = list_checkpoints(tmp_path/'run')
+    assert checkpoint.facts['updates'] == 0 and not any(t.any() for t in checkpoint.moments().values())
+    assert np.isfinite(influence(tmp_path/'run', data, tmp_path/'s.csv', device='cpu')).all(axis=None)

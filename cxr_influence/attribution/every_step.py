@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from .densenet import fastest
 from .layerwise import gradient_scores
-from cxr_influence.attribution.scoring import (_hold, _kept_folder, _Loader, _write_scores,
-    query_losses)
+from cxr_influence.attribution.scoring import (_hold, _kept_folder, _Loader, _table_path,
+    _write_scores, query_losses)
 from .tracin import _check_once, _full_precision
 from cxr_influence.attribution.unrolling import (_buffers, _final_adjoints, _Network,
     _root)
@@ -123,7 +123,7 @@ def every_step(
     **settings, # `against` ('validation') and `device`
 ) -> pd.DataFrame: # index `image`: `influence`, `rank`, ..., `optimiser_aware`, ...
     "TracIn summed over every step of a run (Pruthi et al. 2020). Raises `InputError`."
-    against, out = settings.pop('against', 'validation'), Path(out)
+    against, out = settings.pop('against', 'validation'), _table_path(out)
     replay, begun = _Replay(run, data, settings.pop('device', None)), time.perf_counter()
     _check_call(replay, first_epoch, settings)
     query = query_losses(data.frame, per_finding, groups, against)

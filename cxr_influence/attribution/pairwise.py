@@ -21,7 +21,7 @@ from .layerwise import gradient_scores, per_sample_gradients
 from .scoring import (_bar, _Blocks, _check_count, _check_scorable,
     _chosen_parameters, _hold, _Loader, _read_facts, _remove_parts, _scoring)
 from ..data.batches import Data
-from ..data.files import (DamagedFile, InputError, _check, _digest, _keep,
+from ..data.files import (DamagedFile, InputError, _check, _digest, _json, _keep,
     _note_checksum, _remove, _warn, _write_whole, _writing)
 from ..data.labels import check_finding
 from ..training.distributed import Processes, join_processes
@@ -215,7 +215,7 @@ def _write_pairs(found:pd.DataFrame, out:Path, pairs:_Pairs, key:str, path:Path|
     if path:
         with _writing(path): _note_checksum(path)
     _keep(found, out / 'strongest.parquet', key=key)
-    _write_whole(out / 'pairwise.json', json.dumps(facts), checksum=True)
+    _write_whole(out / 'pairwise.json', _json(facts), checksum=True)
 
 # %% ../../nbs/5_attribution/05_pairwise.ipynb #bfc4953c
 def _find_matrix(path:Path, shape:tuple) -> None:

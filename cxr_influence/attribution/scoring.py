@@ -24,7 +24,7 @@ from .layerwise import gradient_scores
 from cxr_influence.attribution.tracin import (_check_images, _check_once, _full_precision,
     plain_scores)
 from ..data.batches import Data, batches
-from ..data.files import (InputError, _check, _keep, _progress, _read_kept,
+from ..data.files import (InputError, _check, _json, _keep, _progress, _read_kept,
     _read_table, _warn, _write_whole, _writing)
 from ..data.labels import FINDINGS, findings_of
 from ..data.nih import match_names
@@ -194,7 +194,7 @@ def _precondition(
     "Divide a direction by √v̂ + ε, bias-corrected (Loshchilov and Hutter 2019, algorithm 2)."
     defaults, moments = torch.optim.AdamW([torch.zeros(1)]).defaults, checkpoint.moments()
     betas, inside = checkpoint._settings('betas', 'root_epsilon')
-    seen = 1 - betas[1] ** checkpoint.facts['updates']
+    seen = 1 - betas[1] ** max(1, checkpoint.facts['updates'])
     def divisor(name, v):
         return (moments[f'{name}.exp_avg_sq'].to(v) / seen + inside).sqrt() + defaults['eps']
     return {name: v / divisor(name, v) for name, v in direction.items()}
@@ -339,6 +339,7 @@ class _Blocks:
 def _join_blocks(blocks:_Blocks, folder:Path) -> pd.DataFrame:
     "Make one file of a checkpoint's blocks, and remove them."
     scores = blocks.table()
+    scores.attrs = _read_table(next(iter(blocks.rows)), 'score again').attrs # of the first
     blocks.processes.wait() # all have read before they are removed
     if blocks.processes.main:
         _keep(scores, folder.with_suffix('.parquet'))
@@ -397,11 +398,16 @@ _DEFINITION = ('TracInCP (Pruthi et al. 2020, section 3.1): sum over checkpoints
                'rate times dot product of the gradients of the image\'s training loss and of '
                'the mean validation loss; positive is helpful')
 
+def _table_path(out:str|Path) -> Path: # of a table; what stands beside it has its name
+    "Raise `InputError` for a name whose end would be replaced, such as `lr0.01`."
+    if (path := Path(out)).suffix in ('', '.csv', '.parquet', '.json'): return path
+    raise InputError(f'out is {path}: give a name that ends in .csv.')
+
 def _kept_folder(
     out:str|Path, # of `influence`
 ) -> Path: # with a file of scores for each checkpoint
     "Find where `influence` keeps each checkpoint's scores."
-    return Path(out).with_suffix('.checkpoints')
+    return _table_path(out).with_suffix('.checkpoints')
 
 def _scores_key(checkpoint:Checkpoint, model:nn.Module, data:Data, query:_Query) -> str:
     "Name scores by what they are made of."
@@ -411,7 +417,7 @@ def _scores_key(checkpoint:Checkpoint, model:nn.Module, data:Data, query:_Query)
     if query.rows is not None:
         made_of += [query.of(data).fingerprint, data.frame.index[query.rows].tolist()]
     weights = np.stack(list(query.weights.values())).tobytes()
-    return hashlib.sha256(json.dumps(made_of).encode() + weights).hexdigest()[:12]
+    return hashlib.sha256(_json(made_of).encode() + weights).hexdigest()[:12]
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #fit00002
 def _usual_batch(device) -> int: # images scored together
@@ -506,12 +512,19 @@ def _check_data(checkpoint:Checkpoint, data:Data) -> None:
                          f'{data.store.size}: decode the data again at {size}.')
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #574e1960
+def _check_unweighted(data:Data) -> None:
+    "Raise `InputError` for a run whose images have weights."
+    if data.weights is not None:
+        raise InputError('The images of this data have weights, which TracIn over checkpoints '
+                         'does not know: use every_step or unroll, which do.')
+
 def _check_scorable(
     checkpoints:list, # of `Checkpoint`
     data:Data,
 ) -> None:
     "Raise `InputError` unless the checkpoints are of one run on this data, with their rates."
     check_splits(data.frame)
+    _check_unweighted(data)
     for checkpoint in checkpoints: _check_data(checkpoint, data)
     _check_rates(checkpoints)
 
@@ -583,7 +596,7 @@ def _write_scores(
 ) -> None:
     "Write a table as CSV and Parquet, and its facts beside it."
     files = {'.csv': scores.to_csv, '.parquet': scores.to_parquet,
-             '.json': json.dumps(facts, indent=1)}
+             '.json': _json(facts, indent=1)}
     for suffix, write in files.items():
         path = out.with_suffix(suffix)
         _remove_parts(path.parent, glob.escape(path.name))
@@ -605,7 +618,7 @@ def _describe(checkpoints:list, parts:list, data:Data, query:_Query, start:float
     return dict(
         definition=_DEFINITION, learning_rates=rates, loss=checkpoints[0].facts['loss'],
         checkpoints=[str(checkpoint.folder) for checkpoint in checkpoints],
-        data=data.fingerprint, layers=query.layers, against=query.against,
+        keys=[part.attrs['key'] for part in parts], data=data.fingerprint, layers=query.layers, against=query.against,
         training_images=len(parts[0]),
         validation_images=len(query.of(data).rows(query.against)),
         difference_to_definition=difference, verified_images=8, torch=torch.__version__,
@@ -647,7 +660,7 @@ def influence(
     checkpoints = _epochs_to_sum(run)
     _check_scorable(checkpoints, data)
     query = _Query(query_losses(data.frame, per_finding, groups, against), layers, against)
-    return _score_and_write(checkpoints, data, query, Path(out), **settings)
+    return _score_and_write(checkpoints, data, query, _table_path(out), **settings)
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #ab826f8b
 _SCORE_AGAIN = 'score again, influence(...) makes it'
@@ -662,11 +675,17 @@ def breakdown(
     out:str|Path, # of `influence`, scored with `per_finding`
 ) -> pd.DataFrame: # index `image`; columns (checkpoint, part of the network)
     "Split each image's influence by checkpoint and part of the network. Raises `InputError`."
-    facts, shares = _read_facts(Path(out).with_suffix('.json')), {}
-    for folder, rate in zip(facts['checkpoints'], facts['learning_rates']):
+    facts, shares = _read_facts(_table_path(out).with_suffix('.json')), {}
+    if 'learning_rates' not in facts:
+        raise InputError(f'{out} is not of `influence`, which alone keeps each part: give that.')
+    keys = facts.get('keys', [None] * len(facts['checkpoints'])) # none by earlier versions
+    for folder, rate, key in zip(facts['checkpoints'], facts['learning_rates'], keys):
         name = Path(folder).name
         path = _kept_folder(out) / f'{name}.parquet'
-        part = _read_table(path, _SCORE_AGAIN).filter(like='part_')
+        part = _read_table(path, _SCORE_AGAIN)
+        if key and part.attrs.get('key') != key:
+            raise InputError(f'{path} is of another scoring than {out}: score again.')
+        part = part.filter(like='part_')
         if part.empty:
             raise InputError(f'{path} has no parts of the network: score again with '
                              'per_finding=True.')
@@ -686,5 +705,5 @@ def sum_by(
         raise InputError(f'{stranger} has scores, but is not in the frame: give its frame.')
     adding = [name for name in scores if name.startswith('influence')
               or name in ('optimiser_aware', 'self_influence')]
-    groups = scores[adding].groupby(frame.loc[scores.index, column])
+    groups = scores[adding].groupby(frame.loc[scores.index, column], dropna=False)
     return groups.sum().assign(images=groups.size()).sort_values('influence', ascending=False)

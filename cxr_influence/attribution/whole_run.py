@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import jvp
 
 from .scoring import (_check_data, _check_loss, _Loader, _hold,
-    _read_facts, _write_scores, query_losses)
+    _read_facts, _table_path, _write_scores, query_losses)
 from .tracin import _full_precision
 from .unrolling import (_Batch, _buffers, _eval_losses,
     _final_adjoints, _flat, _forward_step, _gradient, _Network, _quicken,
@@ -323,7 +323,8 @@ def _measure_smoothness(run, replay:_Replay, change:float, seed:int, device) -> 
     before = 1 if data.weights is None else data.weights.T
     for step in [1, 2]:
         weights = (np.clip(1 + step * change * noise, 0, None) * before).T
-        folder = base / f'{step * change:g}-{seed}'
+        made_of = [replay.checkpoints[-1]._files(), step * change, seed]
+        folder = base / _digest(made_of) # another run's may have been left here
         fit(data.weighted(weights), folder, recipe, replay.facts['seed'], device)
         tensors = list_checkpoints(folder)[-1]._tensors('model.safetensors')
         ends.append(_flat([tensors[name] for name in replay.net.names], replay.start.p))
@@ -337,7 +338,7 @@ def smoothness(
     change:float=.1, # standard deviation of the change of the images' weights
     seed:int=0, # of the change
     device=None,
-) -> float: # -1 to 1; near 1 where influence can be predicted
+) -> float: # -1 to 1; a low one warns that influence does not predict retraining
     "Measure the metasmoothness of a run by two more trainings. Raises `InputError`."
     replay, usual = _Replay(run, data, device), (change, seed) == (.1, 0)
     kept = _kept_smoothness(run, replay) if usual else None
@@ -461,7 +462,7 @@ def unroll(
 ) -> pd.DataFrame: # index `image`: `influence`, `rank` (1 is most helpful), ...
     "Influence through a whole run (Engstrom et al. 2025); its smoothness: two trainings, once."
     settings = {'per_label': False, 'against': 'validation', 'memory': 1.} | settings
-    device, out = settings.pop('device', None), Path(out)
+    device, out = settings.pop('device', None), _table_path(out)
     replay = _Replay(run, data, device)
     _check_window(first_epoch, settings['memory'], settings['per_label'], replay)
     query = query_losses(data.frame, per_finding, groups, settings['against'])

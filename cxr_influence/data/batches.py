@@ -7,7 +7,6 @@ __all__ = ['MEAN', 'STD', 'Data', 'load_data', 'normalise', 'augment', 'batches'
 
 # %% ../../nbs/1_data/07_batches.ipynb #d3e6e747
 import hashlib, math
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +36,7 @@ class Data:
             raise InputError(f'{store.folder} was not decoded from this frame: '
                              'call decode(frame, root, size, out).')
 
-    @cached_property
+    @property
     def fingerprint(self) -> str: # of names, labels and splits; and of pixels
         return f'{fingerprint(self.frame)}{self._weighted}-{self.store.checksum}'
     root = property(lambda self: self.frame.attrs.get('root')) # folder of the images

@@ -75,6 +75,8 @@ def _choose_archives(
     except (TypeError, ValueError):
         raise InputError(f'archives={archives!r}: give numbers such as 1,2 or 1-3.') from None
     number = pd.to_numeric(files.index.str.extract(r'^images_(\d+)', expand=False))
+    if not chosen and isinstance(archives, str):
+        raise InputError(f'archives={archives!r} names none: give them as 1-3.')
     if unknown := sorted(set(chosen) - set(number)):
         raise InputError(f'There is no archive {unknown[0]}: give numbers from 1 to '
                          f'{number.max():.0f}.')

@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from threading import get_ident
 
+import numpy as np
 import pandas as pd
 from filelock import FileLock
 from IPython import get_ipython
@@ -136,8 +137,19 @@ def _is_whole(path:Path, noted:str|None) -> bool: # also if no checksum is noted
     return True
 
 # %% ../../nbs/1_data/00_files.ipynb #cksum016
+def _plainly(value): # what JSON has no word for
+    if isinstance(value, np.generic): return value.item()
+    if isinstance(value, np.ndarray): return value.tolist()
+    if isinstance(value, set | frozenset): return sorted(value)
+    if isinstance(value, Path): return str(value)
+    raise TypeError(f'{value!r:.80} is not JSON')
+
+def _json(facts, **how) -> str: # NumPy's numbers, sets and paths included
+    "Write facts as JSON."
+    return json.dumps(facts, default=_plainly, **how)
+
 def _digest(made_of) -> str: # twelve hexadecimal digits of something that is JSON
-    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]
+    return hashlib.sha256(_json(made_of).encode()).hexdigest()[:12]
 
 def _keep(
     table:pd.DataFrame,

@@ -127,10 +127,10 @@ def finding_frequencies(
 # %% ../../nbs/1_data/01_labels.ipynb #09752655
 def co_occurrence(
     frame:pd.DataFrame, # one row per image, with the findings' columns
-) -> pd.DataFrame: # square: entry (a, b) is the share of images with a that also have b
+) -> pd.DataFrame: # square: entry (a, b) is the share of images with a, and b known, that have b
     "How often finding b (column) is present where finding a (row) is."
     findings = findings_of(frame)
     present = frame[findings].fillna(0).to_numpy()
-    together = present.T @ present
-    share = together / np.maximum(np.diag(together), 1)[:, None]
+    known = frame[findings].notna().to_numpy(float)
+    share = present.T @ present / np.maximum(present.T @ known, 1)
     return pd.DataFrame(share, index=findings, columns=findings)

@@ -7,7 +7,7 @@ __all__ = ['TABLE_NAMES', 'IMAGE_SUFFIXES', 'Report', 'find_files', 'find_file',
            'read_table', 'read_lists', 'read_nih', 'fingerprint']
 
 # %% ../../nbs/1_data/03_nih.ipynb #80003a3e
-import csv, hashlib, json, os, re, warnings, zlib
+import csv, filecmp, hashlib, json, os, re, warnings, zlib
 from pathlib import Path
 
 import numpy as np
@@ -464,6 +464,22 @@ def _table_version(
     return f"neither of NIH's versions: the counts of {', '.join(other)} differ"
 
 # %% ../../nbs/1_data/03_nih.ipynb #d0954d86
+def _in_two_folders(names:pd.Index, files:pd.Series) -> pd.Index: # of names
+    "Find names that several files have. Raises `InputError` if the files differ."
+    def pictures(named): return named.str.lower().str.endswith(IMAGE_SUFFIXES)
+    bare, images = names[~pictures(names)], files[pictures(files.index)]
+    images = images.set_axis(images.index.str.replace(_SUFFIX, '', regex=True))
+    found = pd.concat([files[names.get_indexer(files.index) >= 0],
+                       images[bare.get_indexer(images.index) >= 0]])
+    found = found[found.index.duplicated(keep=False)]
+    for number, (name, (one, other, *_)) in enumerate(found.groupby(level=0)):
+        same = os.path.getsize(one) == os.path.getsize(other)
+        if same and number < 100: same = filecmp.cmp(one, other, shallow=False)
+        if not same:
+            raise InputError(f'{name} may be {one} or {other}, and these differ: '
+                             'give the folder that is meant, or paths in the table.')
+    return found.index.unique()
+
 def _report_images(
     report:Report,
     names:pd.Index, # of the table's images
@@ -480,8 +496,7 @@ def _report_images(
     report.add('images', 'found', len(paths), place)
     absent = names[paths.index.get_indexer(names) < 0] # faster than `isin`
     if len(absent): report.add('images', 'absent', len(absent), f'such as {absent[0]}')
-    twice = files.index[names.get_indexer(files.index) >= 0]
-    twice = twice[twice.duplicated()].unique()
+    twice = _in_two_folders(names, files)
     if len(twice):
         where = f'in two folders, the first is read: {twice[0]}'
         report.add('images', 'repaired', len(twice), where, twice)

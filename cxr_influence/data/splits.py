@@ -99,8 +99,11 @@ def describe_splits(
     frame:pd.DataFrame, # with `split`, `patient`, `age`, `view` and the findings
 ) -> pd.DataFrame: # one row per split
     "Summarize each split: images, patients, findings, views, age."
-    frame = frame.assign(findings=frame[findings_of(frame)].sum(axis=1))
-    splits = frame.assign(none=frame.findings == 0, AP=frame['view'] == 'AP').groupby('split')
+    total = frame[findings_of(frame)].sum(axis=1, skipna=False) # NaN: a label is unknown
+    def share(true, known): return true.where(known).astype(float)
+    splits = frame.assign(
+        findings=total, none=share(total == 0, total.notna()),
+        AP=share(frame['view'] == 'AP', frame['view'].notna())).groupby('split')
     table = pd.DataFrame({
         'images': splits.size(), 'patients': splits.patient.nunique(),
         'no finding': splits.none.mean(), 'findings per image': splits.findings.mean(),

@@ -200,7 +200,10 @@ def scores_to_compare(
     device=None,
 ) -> tuple: # name -> (targets, training images); name -> seconds
     "Compute the usual scores of training images for many targets. Raises `InputError`."
-    used, found, seconds = _epochs_to_sum(run)[first_epoch - 1:], {}, {}
+    used, found, seconds = _epochs_to_sum(run), {}, {}
+    if not 1 <= first_epoch <= len(used):
+        raise InputError(f'first_epoch is {first_epoch}: give 1 to {len(used)}.')
+    used = used[first_epoch - 1:]
     begun, head = time.perf_counter(), _head_name(used[-1].model())
     for name, layers in {'TracIn': None, 'last layer': head}.items():
         file = Path(out) / f'{name.replace(" ", "_").lower()}.csv'

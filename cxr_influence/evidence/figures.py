@@ -32,9 +32,11 @@ def plot_history(
     left.set(xlabel='epoch', ylabel='loss per image')
     left.legend(ncols=2, fontsize=8, loc='lower center', bbox_to_anchor=(.5, 1))
     right.plot(history.validation_auroc, 'o-', ms=3, color='C2')
-    best = history.validation_auroc.idxmax()
-    right.plot(best, history.validation_auroc[best], 'o', ms=9, mfc='none', color='k')
-    right.set(xlabel='epoch', ylabel='validation AUROC', title=f'best: epoch {best}')
+    known, title = history.validation_auroc.dropna(), 'no AUROC is defined'
+    if len(known):
+        right.plot(known.idxmax(), known.max(), 'o', ms=9, mfc='none', color='k')
+        title = f'best: epoch {known.idxmax()}'
+    right.set(xlabel='epoch', ylabel='validation AUROC', title=title)
     for ax in (left, right): ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     plt.close(figure)
     return figure
@@ -63,13 +65,16 @@ def plot_influence(
     "Draw the distribution of influence, opponents left of zero and proponents right."
     figure, ax = plt.subplots(figsize=(5.6, 2.6), layout='constrained')
     helped, ends = (scores.influence > 0).mean(), scores.influence.quantile([.002, .998])
+    low, high = ends
+    width = (high - low) / 60 or 1.
+    bins = np.arange(np.floor(low / width), np.ceil(high / width) + 1) * width # one ends at 0
     names = [f'proponents {helped:.0%}', f'opponents {1 - helped:.0%}']
     kinds = np.where(scores.influence > 0, *names)
-    sns.histplot(x=scores.influence.clip(*ends), hue=kinds, hue_order=names, bins=60, ax=ax,
+    sns.histplot(x=scores.influence.clip(*ends), hue=kinds, hue_order=names, bins=bins, ax=ax,
                  palette=['C0', 'C1'], edgecolor='none', multiple='stack')
     sns.move_legend(ax, 'lower center', bbox_to_anchor=(.5, 1), ncols=2, fontsize=8, title=None)
     ax.axvline(0, color='k', lw=.8)
-    ax.set(xlabel='influence: fall of the mean validation loss', ylabel='images')
+    ax.set(xlabel='influence (above 0: lowers the mean validation loss)', ylabel='images')
     figure.suptitle(title, fontsize=10)
     _warn(figure, scores)
     plt.close(figure)

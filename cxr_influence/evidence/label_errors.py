@@ -126,7 +126,7 @@ def detected_at(
         curve = detection_curve(scores[name], wrong)
         found = np.interp(shares, curve.inspected, curve.found)
         rows[name] = dict(zip([f'at {share:.0%}' for share in shares], found))
-        rows[name]['auroc'] = roc_auc_score(wrong, scores[name])
+        rows[name]['auroc'] = roc_auc_score(wrong, scores[name].rank()) # -inf is the lowest
     return pd.DataFrame(rows).T
 
 # %% ../../nbs/6_evidence/05_label_errors.ipynb #ev-run2
@@ -165,7 +165,7 @@ def detected_within(
     for value, own in wrong.groupby(observed):
         if own.all() or not own.any(): continue # nothing to separate
         for name in scores: _check_scores(scores[name][own.index], own)
-        aurocs[f'among {value:g}'] = {name: roc_auc_score(own, scores[name][own.index])
+        aurocs[f'among {value:g}'] = {name: roc_auc_score(own, scores[name][own.index].rank())
                                       for name in scores}
         pairs[f'among {value:g}'] = own.sum() * (~own).sum()
     if not pairs:

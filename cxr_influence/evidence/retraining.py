@@ -27,7 +27,7 @@ from cxr_influence.training.checkpoints import (Recipe, _recipe_settings,
 from ..training.distributed import Processes, join_processes
 from ..training.resume import fit
 from ..training.loop import predict
-from ..training.networks import best_device
+from ..training.networks import _weights_sum, best_device
 from ..training.losses import _sized
 
 # %% ../../nbs/6_evidence/01_retraining.ipynb #retr0008
@@ -58,8 +58,9 @@ def _made_of(
     loss = recipe.loss and _sized(recipe.loss, data.findings).settings()
     settings = _recipe_settings(
         recipe._replace(loss=loss, weights=str(recipe.weights), compile=False))
+    begun = _weights_sum(recipe.weights, recipe.backbone)
     return [data.fingerprint, data.store.size, settings, int(seed),
-            data.frame.index[rows].tolist(), choose_best]
+            data.frame.index[rows].tolist(), choose_best, *([begun] if begun else [])]
 
 def _keep_best(folder:Path) -> None: # of a run
     "Remove the checkpoints that are neither the best so far nor the last."

@@ -65,6 +65,8 @@ def partial_rank_correlation(
 ) -> pd.DataFrame: # one row per quantity: `alone`, and `partial`, the others held fixed
     "Correlate ranks, with all other known quantities held fixed."
     ranks = pd.concat([score.rename('score'), known.loc[score.index]], axis=1).rank()
+    if ranks.score.nunique() < 2: # it goes with nothing
+        return pd.DataFrame(np.nan, known.columns, ['alone', 'partial'])
     ranks = ranks.loc[:, ranks.nunique() > 1]
     correlation = ranks.corr()
     inverse = np.linalg.pinv(correlation.to_numpy())

@@ -8,6 +8,7 @@ __all__ = ['calibration_error', 'classwise_calibration_error', 'pooled_calibrati
            'fit_temperature']
 
 # %% ../../nbs/3_measures/02_calibration.ipynb #df573eaa
+from itertools import cycle
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -82,7 +83,7 @@ def plot_reliability(
     known = ~np.isnan(targets)
     figure, ax = plt.subplots(figsize=(3.6, 3.4), layout='constrained')
     ax.axline((0, 0), slope=1, color='.7', lw=1)
-    for (name, p), style in zip(probabilities.items(), ['o-', 's--', '^:', 'D-.']):
+    for (name, p), style in zip(probabilities.items(), cycle(['o-', 's--', '^:', 'D-.'])):
         share, mean = calibration_curve(targets[known], np.asarray(p)[known], n_bins=bins,
                                         strategy='quantile')
         ax.plot(mean, share, style, ms=4, label=name)

@@ -53,13 +53,16 @@ def bootstrap_auroc(
     seed:int=0, # two models with one seed see the same patients: their difference is paired
     names=None, # of the columns; None: those of the tables, or our fourteen
 ) -> pd.DataFrame: # (resamples, findings)
-    "AUROC of each finding in each patient resample."
+    "AUROC of each finding in each patient resample. Raises `InputError`."
     weights, values = patient_weights(patients, resamples, seed), {}
     chunks = np.array_split(weights, max(1, weights.size // 4_000_000)) # fit the CPU's cache
     if names is None: names = _names_of(targets, probabilities)
     columns = zip(names, np.asarray(targets).T, np.asarray(probabilities).T, strict=True)
     for name, y, p in columns:
         known = ~np.isnan(y)
+        if (gaps := np.isnan(p[known]).sum()):
+            raise InputError(f'{gaps} of {known.sum()} predictions of {name} are NaN: give one '
+                             'for each image whose label is known.')
         values[name] = np.concatenate([weighted_auroc(y[known], p[known], chunk[:, known])
                                        for chunk in chunks])
     return pd.DataFrame(values)
@@ -87,6 +90,10 @@ def paired_difference(
     if np.shape(one) != np.shape(other):
         raise InputError(f'Predictions have shapes {np.shape(one)} and {np.shape(other)}: '
                          'give the same images.')
+    rows = [table.index for table in (targets, one, other) if isinstance(table, pd.DataFrame)]
+    if any(not index.equals(rows[0]) for index in rows[1:]):
+        raise InputError('The rows of the tables are not of the same images in the same order: '
+                         'sort one as the other, such as by other.loc[one.index].')
     def differences(patients, resamples):
         gains = (bootstrap_auroc(targets, one, patients, resamples, seed)
                  - bootstrap_auroc(targets, other, patients, resamples, seed))
@@ -142,7 +149,7 @@ def _each_slice(
     by=_BY, # columns of `_slice_columns`, or tuples of them
 ): # yields what was grouped by, the value, and which images (n,)
     "Go through the slices, all images first."
-    columns = _slice_columns(frame)
+    columns, by = _slice_columns(frame), [by] if isinstance(by, str) else by
     yield 'all', 'all', np.ones(len(frame), bool)
     for names in by:
         names = [names] if isinstance(names, str) else list(names)
@@ -245,7 +252,7 @@ def plot_intervals(
     "Draw one value per row with its confidence interval, the first row on top."
     ends = ['low', 'high'] if 'low' in table else [f'{value}_low', f'{value}_high']
     table = table.dropna(subset=value)
-    names = [', '.join(dict.fromkeys(np.atleast_1d(name))) for name in table.index]
+    names = [', '.join(dict.fromkeys(map(str, np.atleast_1d(name)))) for name in table.index]
     size = 5.4, .9 + .24 * len(table)
     figure, ax = plt.subplots(figsize=size, layout='constrained')
     _draw_intervals(ax, np.arange(len(table)), table[value], table[ends].to_numpy().T)

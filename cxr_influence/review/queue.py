@@ -10,7 +10,7 @@ __all__ = ['Queue', 'review_queue', 'read_review', 'Review', 'simulate_review', 
 import csv, getpass, hashlib, io
 from datetime import datetime, timezone
 from itertools import combinations
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import NamedTuple
 import warnings
@@ -18,7 +18,7 @@ import warnings
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
-from scipy.stats import binomtest, entropy
+from scipy.stats import beta, entropy, t as student
 from sklearn.metrics import cohen_kappa_score
 
 from ..attribution.scoring import _remove_parts
@@ -149,6 +149,7 @@ def _flagged(
         total = min(n, len(doubted))
         ordered = doubted.sort_values('score', ascending=False, kind='stable')
         return ordered.head(total - round(controls * total)), round(controls * total)
+    if isinstance(n, Real): raise InputError(f'n is {n}: give a whole number, or names.')
     images = pd.Index([n] if isinstance(n, str) else n)
     if len(absent := images.difference(doubted.index)) or images.has_duplicates:
         name = absent[0] if len(absent) else images[images.duplicated()][0]
@@ -416,7 +417,8 @@ def answer(self:Review,
         answers = self._read()
         mine = (answers.reviewer == self.reviewer) & (answers.image == image)
         again = mine & answers.finding.isin(rows.finding)
-        earlier = answers.time[again & (answers.shown != 'noticed')]
+        asked = mine & answers.finding.isin(self.queue.asked(image))
+        earlier = answers.time[asked & (answers.shown != 'noticed')]
         others = answers[~(again | (mine & answers.time.isin(earlier)))]
         self._write(pd.concat([others, rows]) if len(others) else rows)
     self._skipped = [one for one in self._skipped if one != image]
@@ -465,17 +467,31 @@ def simulate_review(
     return review.answers()
 
 # %% ../../nbs/7_review/01_queue.ipynb #rvq00058
+def _rate_interval(by_image) -> tuple: # lower and upper end; groups of bool
+    "Exact interval of a share, of as many labels as are independent (Korn and Graubard 1998)."
+    hits, labels = by_image.sum().to_numpy(float), by_image.size().to_numpy()
+    n, images = labels.sum(), len(labels)
+    rate = hits.sum() / n
+    if images < n: # the labels of an image may be right or wrong together
+        error = ((hits - rate * labels)**2).sum() / n**2 * images / max(images - 1, 1)
+        if not error: n = images
+        else:
+            ratio = student.ppf(.975, n - 1) / student.ppf(.975, images - 1)
+            n = min(n, rate * (1 - rate) / error * ratio**2)
+    ends = beta.ppf([.025, .975], [rate * n, rate * n + 1], [n - rate * n + 1, n - rate * n])
+    return (ends[0] if rate > 0 else 0., ends[1] if rate < 1 else 1.)
+
 def review_error_rates(
     answers:pd.DataFrame, # as from `read_review`
 ) -> pd.DataFrame: # by reviewer and shown: `labels`, `unsure`, `changed`, `rate`, `low`, `high`
-    "Count the labels that reviewers change, with exact 95 % intervals."
+    "Count the labels that reviewers change, with 95 % intervals (Korn and Graubard 1998)."
     asked, rows = answers[(answers.shown != 'noticed') & answers.old.notna()], {}
     for key, part in asked.groupby(['reviewer', 'shown']):
         sure = part.dropna(subset='new')
         changed = int((sure.new != sure.old).sum())
         rows[key] = {'labels': len(sure), 'unsure': len(part) - len(sure), 'changed': changed}
         if not len(sure): continue
-        low, high = binomtest(changed, len(sure)).proportion_ci()
+        low, high = _rate_interval((sure.new != sure.old).groupby(sure.image))
         rows[key] |= {'rate': changed / len(sure), 'low': low, 'high': high}
     columns = ['labels', 'unsure', 'changed', 'rate', 'low', 'high']
     index = pd.MultiIndex.from_tuples(rows, names=['reviewer', 'shown']) if rows else None
@@ -506,8 +522,12 @@ def review_agreement(
     data:Data,
     resamples:int=500,
 ) -> pd.DataFrame: # a row per pair: `labels`, `agreement`, `kappa`, `low`, `high`
-    "Measure agreement by Cohen's kappa (1960), with a 95 % interval over patients."
-    rows = {}
+    "Agreement by Cohen's kappa (1960), 95 % interval over patients. Raises `InputError`."
+    rows, names = {}, match_names(answers.image, data.frame.index)
+    if names.isna().any():
+        raise InputError(f'{answers.image[names.isna().to_numpy()].iloc[0]} is no image of this '
+                         'data: give the data that was reviewed.')
+    answers = answers.assign(image=names.to_numpy())
     for shown, one, other, pair in _pairs(answers[answers.shown != 'noticed']):
         if not len(pair): continue
         patients = data.frame.patient.reindex(pair.index.get_level_values('image'))
@@ -678,7 +698,7 @@ def batch_for_review(
         raise InputError(f'minutes is {minutes} and further is {further}: give minutes '
                          'above 0, and no more for a further image.')
     gains = _gains(scores, data, probabilities).sort_values(ascending=False, kind='stable')
-    if not 1 <= n <= len(gains):
+    if not isinstance(n, Integral) or not 1 <= n <= len(gains):
         raise InputError(f'n is {n}: give 1 to {len(gains)}, the images that have a score.')
     groups = [part for _, part in gains.groupby(data.frame.patient[gains.index], sort=False)]
     counts = _best_ratio([part.to_numpy() for part in groups], n, (minutes, further))

@@ -6,7 +6,7 @@
 __all__ = ['report', 'find_study', 'summarise', 'compare_subsets']
 
 # %% ../../nbs/8_runs/04_report.ipynb #rp002
-import base64, json, re, shutil
+import base64, json, os, re, shutil
 from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
@@ -549,7 +549,7 @@ def _classifier_verdict(run:_Run) -> list: # sentences
     table = _results(run)
     macro = table.loc['macro']
     findings = _without_averages(table).dropna(subset=['auroc_low'])
-    chance = (findings.auroc_low <= .5).sum()
+    chance = ((findings.auroc_low <= .5) & (findings.auroc_high >= .5)).sum()
     named = f' ({run.label})' if run.label else ''
     return [f'**Classifier{named}.** Macro AUROC '
             f'**{_interval(macro.auroc, macro.auroc_low, macro.auroc_high)}** on '
@@ -576,6 +576,8 @@ def _caution(run:_Run) -> list: # sentences
     return [f'**Caution{named}.** {lines[0]} The model card has {len(lines)} warning{many}.']
 
 # %% ../../nbs/8_runs/04_report.ipynb #rp057
+def _few(count:float) -> str: return f'{count:.0f}' if count >= 1 else f'{count:.1g}'
+
 def _subset_verdict(runs:list) -> list: # sentences
     "State what the comparisons with random subsets support."
     rows = _differences(runs)
@@ -585,7 +587,7 @@ def _subset_verdict(runs:list) -> list: # sentences
     better, worse = (marks == 'better').sum(), (marks == 'worse').sum()
     lines = [f'**Subsets.** {len(rows)} {plural} with random subsets of the same size: '
              f'**{better}** better, **{worse}** worse, {(marks == "").sum()} not '
-             f'distinguishable from random. By chance alone about {len(rows) / 20:.1g} would '
+             f'distinguishable from random. By chance alone about {_few(len(rows) / 20)} would '
              'seem to differ.']
     for row, mark in zip(rows.itertuples(), marks):
         if mark: lines.append(f'{_describe(row)}: macro AUROC '
@@ -622,16 +624,18 @@ _TITLES = {'baseline': 'The classifier', 'influence': 'Influence', 'subsets': 'S
            'faithfulness': 'Faithfulness and stability',
            'relabelled': 'What a review brings', 'board': 'Scores against retraining'}
 
+def _digits(value) -> str: return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.4g}'
+
 def _sweep_table(runs:list) -> list: # sections
     "Show the rows of several runs in one table: what differs, and what came of it."
     if len(runs) < 2: return []
     rows = [_table(run, 'row') for run in runs]
-    table = pd.concat([pd.DataFrame({'run': [run.label or run.folder.name]})
-                       .join(row) for run, row in zip(runs, rows) if row is not None] or
-                      [pd.DataFrame()])
+    named = [row.drop(columns='run', errors='ignore').assign(run=run.label or run.folder.name)
+             for run, row in zip(runs, rows) if row is not None]
+    table = pd.concat(named or [pd.DataFrame(columns=['run'])])
+    table.insert(0, 'run', table.pop('run'))
     numbers = table.select_dtypes('number').columns
-    table[numbers] = table[numbers].map(lambda value: f'{value:.4g}').where(
-        table[numbers].notna(), '–')
+    table[numbers] = table[numbers].map(_digits).where(table[numbers].notna(), '–')
     block = _frame(table.rename(columns=_plain), 'One row per run')
     return [_Section('All runs', [block])] if block else []
 
@@ -989,11 +993,10 @@ def _newest(runs:list) -> list: # complete ones, the newest first
     return sorted(done, key=started, reverse=True)
 
 def _made_from(run:_Run, trained:_Run) -> bool: # whether it used the checkpoints of that run
-    given = run.facts['parameters'].get('checkpoints')
+    given, own = (one.facts['parameters'].get('checkpoints') for one in (run, trained))
     if not given: return False
-    parts = [Path(str(given)).parent.name, Path(str(trained.facts['parameters'].get(
-        'checkpoints') or 'none')).parent.name]
-    return parts[0] == trained.folder.name or parts[0] == parts[1]
+    if own: return os.path.abspath(project_path(given)) == os.path.abspath(project_path(own))
+    return Path(str(given)).parent.name == trained.folder.name # wherever both are now
 
 def _study_of(trained:_Run, groups:dict) -> dict: # part -> folder
     "Gather what was made from a training run: the newest of each kind."

@@ -101,6 +101,10 @@ def _place() -> dict: # JSON
                 cores=cpu_count(), threads=torch.get_num_threads(),
                 python=platform.python_version(), torch=torch.__version__)
 
+def _at(path) -> str: # absolute
+    "Find a path that a parameter gives, from the current folder."
+    return os.path.abspath(project_path(path))
+
 def _code() -> dict: # JSON
     "Describe the package."
     return dict(version=cxr_influence.__version__, source=_source_hash(), **_commit())
@@ -182,7 +186,8 @@ def _differences(
     found = [name for key, name in named.items()
              if key in wanted and record.get(key) != wanted[key]]
     changed = any(_stamp(path) != stamp for path, stamp in record.get('reads', {}).items())
-    return found + ['files'] * changed
+    moved = any(_at(given) != path for given, path in record.get('paths', {}).items())
+    return found + ['files'] * (changed or moved)
 
 def _is_complete(folder:Path, wanted:dict) -> bool:
     "Check whether this very run has finished in a folder."
@@ -296,10 +301,11 @@ def start_run(
     folder = project_path(values.pop('out'))
     if _helps(): return _main_folder(folder)
     lock = _take_folder(folder)
-    paths = [str(project_path(values[name]).absolute()) for name in reads if values[name]]
+    paths = {str(values[name]): _at(values[name]) for name in reads if values[name]}
     facts = dict(experiment=experiment, parameters=values, status='running', keeps=[*keeps])
     if not _under_run(folder): _begin(folder, facts | _code(), aside=True)
-    _note(folder, **_place(), reads={path: _stamp(path) for path in paths}, keeps=[*keeps])
+    stamps = {path: _stamp(path) for path in paths.values()}
+    _note(folder, **_place(), reads=stamps, paths=paths, keeps=[*keeps])
     _CURRENT.update(folder=folder, lock=lock, began=time.monotonic(), namespace=namespace,
                     data=False)
     _watch(namespace)
@@ -510,14 +516,15 @@ def _run_facts(
     return dict(experiment=path.stem, notebook=str(path.absolute()), template=_code_hash(path),
                 parameters=json.loads(json.dumps(values, default=str)), **_code())
 
-def _paths_given(path:Path, parameters:dict) -> dict: # file or folder -> stamp
+def _paths_given(path:Path, parameters:dict) -> dict: # `reads`: file or folder -> stamp; `paths`
     "Identify the files that a notebook may read which does not call `start_run`."
     if any('start_run(' in source for _, source in _code_cells(path)): return {}
-    texts = [value for value in parameters.values() if isinstance(value, str) and value]
-    paths = [project_path(text).absolute() for text in texts if len(text) < 999]
-    inside = [one for one in paths if os.path.exists(one) # False too where no file can be
-              and not Path.cwd().is_relative_to(one)]
-    return {str(one): _stamp(one) for one in inside}
+    values = [one for value in parameters.values()
+              for one in (value if isinstance(value, list) else [value])]
+    texts = [one for one in values if isinstance(one, str) and 0 < len(one) < 999]
+    paths = {text: _at(text) for text in texts if os.path.exists(_at(text)) # none: no file
+             and not Path.cwd().is_relative_to(_at(text))}
+    return {'reads': {one: _stamp(one) for one in paths.values()}, 'paths': paths}
 
 # %% ../../nbs/8_runs/02_runs.ipynb #run0061
 @contextmanager
@@ -565,7 +572,7 @@ def _run(
         if (waited or not again) and _is_complete(folder, facts): return folder
         if again: _set_aside(folder, [])
         _begin(folder, facts)
-        _note(folder, **_place(), reads=_paths_given(path, given))
+        _note(folder, **_place(), **_paths_given(path, facts['parameters']))
         with _terminable(), _ending(folder): _execute(path, folder, given, **how)
     return folder
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..data.files import (DamagedFile, InputError, _check, _checksum,
-    _checksum_path, _write_whole)
+    _checksum_path, _json, _write_whole)
 from .losses import FocalLoss, _check_targets, _loss_of
 from .weights import _load_state
 from .networks import make_model, smooth_network
@@ -168,7 +168,9 @@ def _moments(
     optimizer:torch.optim.AdamW, # of the model's parameters, after a step
 ) -> dict: # `<parameter>.exp_avg` and `<parameter>.exp_avg_sq` -> tensor
     "Name AdamW's running moments for their parameters."
-    return {f'{name}.{key}': optimizer.state[p][key] for name, p in model.named_parameters()
+    def moment(p, key): # zero before the first update
+        return optimizer.state[p][key] if p in optimizer.state else torch.zeros_like(p)
+    return {f'{name}.{key}': moment(p, key) for name, p in model.named_parameters()
             for key in ['exp_avg', 'exp_avg_sq']}
 
 def _save_state(
@@ -182,7 +184,7 @@ def _save_state(
 def _write_facts(path:Path, facts:dict) -> None:
     "Write facts, with the checksums of the files next to them."
     checksums = {file.name: _checksum(file) for file in sorted(path.parent.iterdir())}
-    text = json.dumps(facts | {'checksums': checksums}, indent=1)
+    text = _json(facts | {'checksums': checksums}, indent=1)
     _write_whole(path, text, checksum=True)
 
 # %% ../../nbs/4_training/04_checkpoints.ipynb #cksum001

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data.batches import MEAN, STD, Data, batches
+from ..data.files import InputError
 from ..measures.metrics import per_finding
 from .checkpoints import _PRECISIONS, Recipe, _recipe_facts
 from .distributed import Processes, _share_batchnorm
 from cxr_influence.training.losses import (_check_targets, _loss_of, _sized,
     training_loss)
-from .networks import make_model, smooth_network
+from .networks import _weights_sum, make_model, smooth_network
 
 # %% ../../nbs/4_training/05_loop.ipynb #8ce6f00a
 @torch.no_grad()
@@ -51,9 +52,11 @@ def _run_settings(
     _check_targets(loss, data.frame)
     recipe = recipe._replace(loss=loss,
                              mixed_precision=recipe.mixed_precision or _precision_on(device))
+    begun = _weights_sum(recipe.weights, recipe.backbone)
     return _recipe_facts(recipe) | dict(
         seed=int(seed), image_size=data.store.size, data=data.fingerprint,
-        normalisation=[MEAN, STD], findings=data.findings)
+        normalisation=[MEAN, STD], findings=data.findings,
+        **({'weights_sha256': begun} if begun else {}))
 
 def _precision_on(device:torch.device) -> str: # bf16 where the hardware has it
     return 'bf16' if device.type == 'cuda' and torch.cuda.is_bf16_supported(False) else 'no'
@@ -146,6 +149,13 @@ def _weigh_batchnorm(
     return shared
 
 # %% ../../nbs/4_training/05_loop.ipynb #5ed36652
+def _check_weights_file(run:dict, model:nn.Module) -> None:
+    "Raise `InputError` if the run began with another file of weights than is there now."
+    sums = [facts.get('sha256') for facts in (run.get('weights_facts') or {}, model.weights_facts)]
+    if None not in sums and sums[0] != sums[1]:
+        raise InputError(f'{run["weights"]} is not the file that this run began with (SHA-256 '
+                         f'{sums[1][:8]}, not {sums[0][:8]}): put that one back.')
+
 class _Training:
     "A classifier in training: network, loss and optimizer, and the steps taken so far."
     def __init__(self,
@@ -162,6 +172,7 @@ class _Training:
         weights = initial or run['weights']
         self.model = make_model(run['backbone'], weights, run['seed'], data.store.size,
                                 findings=run['findings'])
+        if not initial: _check_weights_file(run, self.model)
         self._adapt_model()
         self.model.to(device, memory_format=torch.channels_last)
         self.averaged = _average(self.model, run['ema'])

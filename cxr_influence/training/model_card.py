@@ -285,7 +285,8 @@ def _describe_data(facts:dict, data:Data|None) -> dict: # heading -> Markdown
 
 # %% ../../nbs/4_training/09_model_card.ipynb #349e7b0a
 _SHOWN = {'findings', 'root', 'reading', 'loss', 'versions', 'device', 'data', 'backbone',
-          'weights', 'image_size', 'normalisation', 'weights_facts', 'scaler', 'updates'}
+          'weights', 'image_size', 'normalisation', 'weights_facts', 'weights_sha256', 'scaler',
+          'updates'}
 
 def _describe_training(facts:dict) -> dict: # heading -> Markdown
     "Describe the model and its training."

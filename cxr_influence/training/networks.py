@@ -110,19 +110,28 @@ def smooth_network(
     return model
 
 # %% ../../nbs/4_training/02_networks.ipynb #40b05418
+def _weights_file(path:Path, backbone:str) -> tuple: # the file, and torchvision's names
+    "Find the file in a folder of weights. Raises `InputError` if it has none."
+    names = [Path(entry.url).name for entry in _known_weights(backbone)]
+    if not path.is_dir(): return path, names
+    wanted = [*names, 'model.safetensors']
+    found = [path / name for name in wanted if (path / name).is_file()]
+    if found: return found[0], names
+    raise InputError(f'{path} has no weights of {backbone}: '
+                     f'put one of {", ".join(wanted)} there.')
+
+def _weights_sum(weights, backbone:str) -> str|None: # SHA-256; None: no file, or it is gone
+    "Identify what a file of weights holds now."
+    try: file, _ = _weights_file(Path(weights), backbone)
+    except InputError: return None
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+
 def _file_weights(
     path:str|Path, # a file, or a folder with torchvision's file or `model.safetensors`
     backbone:str,
 ) -> tuple: # dictionaries of tensors, and facts
     "Read weights from a file or a folder. Raises `InputError` that names it."
-    path, names = Path(path), [Path(entry.url).name for entry in _known_weights(backbone)]
-    if path.is_dir():
-        wanted = [*names, 'model.safetensors']
-        found = [path / name for name in wanted if (path / name).is_file()]
-        if not found:
-            raise InputError(f'{path} has no weights of {backbone}: '
-                             f'put one of {", ".join(wanted)} there.')
-        path = found[0]
+    path, names = _weights_file(Path(path), backbone)
     state, digest = _read_weights(path), hashlib.sha256(path.read_bytes()).hexdigest()
     stated = path.stem.rpartition('-')[2] if path.name in names else ''
     if not digest.startswith(stated):

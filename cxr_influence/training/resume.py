@@ -33,7 +33,7 @@ from ..data.labels import findings_of
 @patch
 def _facts(self:_Training) -> dict: # JSON
     "Describe the run as it is now: settings, counts, and where it is trained."
-    updates = next(iter(self.optimizer.state.values()))['step']
+    updates = next((one['step'] for one in self.optimizer.state.values()), 0) # 0: fp16 waits
     return self.run | dict(
         epoch=self.epochs, step=self.step, updates=int(updates),
         scaler=self.scaler.state_dict(), weights_facts=self.model.weights_facts,
@@ -124,6 +124,8 @@ def _find_states(
 def _check_same_run(state:Checkpoint, out:Path, run:dict) -> None:
     "Raise `InputError` if a state is of other settings or data."
     facts, wanted = state.facts, json.loads(json.dumps(run))
+    noted = (facts.get('weights_facts') or {}).get('sha256') # by earlier versions, too
+    facts = {'weights_sha256': noted} | facts
     labels = wanted['data'].partition('-')[0] # all that earlier versions noted of the data
     if facts['data'] == labels: wanted['data'] = labels
     if differ := ', '.join(name for name in wanted
