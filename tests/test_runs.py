@@ -221,6 +221,17 @@ def test_a_path_from_another_folder_is_another_file(sums, tmp_path, monkeypatch,
     begun = _read_record(run(page, table='own.csv'))['start']
     assert _read_record(run(page, table='own.csv'))['start'] == begun # the same file: the same run
 
+def test_a_machine_that_works_elsewhere_finds_the_same_files(sums, tmp_path, monkeypatch):
+    "As a worker of Dask does, which was started in another folder than the notebook that asks it."
+    folder, here = tmp_path/'_runs/sums/one', str(tmp_path/'a')
+    monkeypatch.chdir(tmp_path)
+    def ask(): return module._run(sums, {'others': ['../b/own.csv']}, folder, cwd=here)
+    assert result(ask()) == 1 + 2
+    begun = _read_record(folder)['start']
+    assert result(ask()) == 3 and _read_record(folder)['start'] == begun
+    (tmp_path/'b/own.csv').write_text('x\n5\n')
+    assert result(ask()) == 1 + 5
+
 def test_repeat_says_whether_the_numbers_agree(tiny, tmp_path):
     folder = run(tiny, a=n)
     assert repeat(folder).agrees.all() and executed(tmp_path) == 2

@@ -476,6 +476,7 @@ def test_what_reads_scores_says_what_is_missing_or_damaged(data, checkpoints, tm
 
 # What a user changes between two calls
 
+@pytest.mark.long
 def test_blocks_of_two_calls_that_round_otherwise_make_one_table(data, checkpoints, tmp_path, monkeypatch):
     "As after a stop, with another number of threads: each call has its own norm of the direction."
     monkeypatch.setattr(scoring, '_BLOCK_IMAGES', 32)
@@ -512,6 +513,7 @@ def test_labels_corrected_in_place_are_other_data(data):
     own.frame.iloc[3, own.frame.columns.get_loc('Mass')] = 1 - own.frame.Mass.iloc[3]
     assert own.fingerprint != before == data.fingerprint
 
+@pytest.mark.long
 def test_numbers_of_numpy_are_numbers(data, checkpoints, tmp_path):
     names = np.array(['classifier'])
     one = pairwise(checkpoints, data, tmp_path/"one", top=np.int64(2), layers=names, device='cpu')

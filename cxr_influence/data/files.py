@@ -32,16 +32,20 @@ def _warn(sentence:str) -> None: # on standard error, where progress is shown to
 # %% ../../nbs/1_data/00_files.ipynb #f11e0009
 _ROOT_MARKS = ('settings.ini', 'pyproject.toml', '.git')
 
+def _seen_from(path, here:Path) -> Path: # absolute
+    "Find a path as `project_path` does, in another folder."
+    path = Path(path)
+    for folder in [here, *here.parents] if str(path).startswith('_') else []:
+        if any((folder / mark).exists() for mark in _ROOT_MARKS):
+            return Path(os.path.normpath(folder / path))
+    return Path(os.path.normpath(here / path))
+
 def project_path(
     path:str|Path, # `_data/...` or `_runs/...`, or any other, which stays as it is
 ) -> Path: # relative to the current folder
     "Find `_data` and `_runs` at the project's root, whichever folder a kernel was started in."
-    path, here = Path(path), Path.cwd()
-    if path.is_absolute() or not str(path).startswith('_'): return path
-    for folder in [here, *here.parents]:
-        if any((folder / mark).exists() for mark in _ROOT_MARKS):
-            return Path(os.path.relpath(folder / path))
-    return path
+    if not str(path).startswith('_'): return Path(path)
+    return Path(os.path.relpath(_seen_from(path, Path.cwd())))
 
 # %% ../../nbs/1_data/00_files.ipynb #cksum002
 @contextmanager

@@ -550,11 +550,12 @@ def _classifier_verdict(run:_Run) -> list: # sentences
     macro = table.loc['macro']
     findings = _without_averages(table).dropna(subset=['auroc_low'])
     chance = ((findings.auroc_low <= .5) & (findings.auroc_high >= .5)).sum()
+    below = (findings.auroc_high < .5).sum()
     named = f' ({run.label})' if run.label else ''
     return [f'**Classifier{named}.** Macro AUROC '
             f'**{_interval(macro.auroc, macro.auroc_low, macro.auroc_high)}** on '
             f'{int(macro.images):,} test images; {chance} of {len(findings)} findings are not '
-            'distinguishable from chance.']
+            f'distinguishable from chance{f", {below} are below it" if below else ""}.']
 
 def _influence_verdict(run:_Run) -> list: # sentences
     scores = _scores(run).influence

@@ -26,7 +26,7 @@ from jupyter_client.kernelspec import KernelSpec
 import cxr_influence
 from ..data.batches import Data
 from ..data.files import (DamagedFile, InputError, _check, _checksum, _progress,
-    _warn, _write_whole, project_path)
+    _seen_from, _warn, _write_whole, project_path)
 from ..data.nih import find_files
 from .parameters import (_code_cells, _read_parameters, _template,
     check_limits, check_parameters, parameters_of)
@@ -101,9 +101,9 @@ def _place() -> dict: # JSON
                 cores=cpu_count(), threads=torch.get_num_threads(),
                 python=platform.python_version(), torch=torch.__version__)
 
-def _at(path) -> str: # absolute
-    "Find a path that a parameter gives, from the current folder."
-    return os.path.abspath(project_path(path))
+def _at(path, here=None) -> str: # absolute
+    "Find a path that a parameter gives, from the folder of a run; None: the current one."
+    return str(_seen_from(path, Path(here or os.getcwd())))
 
 def _code() -> dict: # JSON
     "Describe the package."
@@ -180,18 +180,20 @@ def _status(folder:Path) -> str: # complete, damaged, failed, interrupted, runni
 def _differences(
     record:dict, # of the run that is there
     wanted:dict, # facts of the one to execute
+    here=None, # the folder in which it is executed
 ) -> list: # what differs: parameters, notebook, package, files
     "Compare two runs."
     named = {'parameters': 'parameters', 'template': 'notebook', 'source': 'package'}
     found = [name for key, name in named.items()
              if key in wanted and record.get(key) != wanted[key]]
     changed = any(_stamp(path) != stamp for path, stamp in record.get('reads', {}).items())
-    moved = any(_at(given) != path for given, path in record.get('paths', {}).items())
+    moved = any(_at(given, here) != path for given, path in record.get('paths', {}).items())
     return found + ['files'] * (changed or moved)
 
-def _is_complete(folder:Path, wanted:dict) -> bool:
+def _is_complete(folder:Path, wanted:dict, here=None) -> bool:
     "Check whether this very run has finished in a folder."
-    return _status(folder) == 'complete' and not _differences(_read_record(folder), wanted)
+    if _status(folder) != 'complete': return False
+    return not _differences(_read_record(folder), wanted, here)
 
 # %% ../../nbs/8_runs/02_runs.ipynb #run0026
 _STAYS = ('.lock', '.kernel.lock', 'earlier', 'repeated')
@@ -316,10 +318,11 @@ def _begin(
     folder:Path, # which this process holds
     facts:dict, # of the run to execute
     aside:bool=False, # move the files of a run with other parameters, instead of refusing
+    here=None, # the folder in which it is executed
 ) -> None:
     "Write the record of a run that starts. Raises `InputError` if another run is there."
     record = _read_record(folder)
-    different = _differences(record, facts) if record else []
+    different = _differences(record, facts, here) if record else []
     if 'parameters' in different and not aside:
         old, new = record.get('parameters', {}), facts['parameters']
         name = next(one for one in {**new, **old} if old.get(one) != new.get(one))
@@ -516,14 +519,15 @@ def _run_facts(
     return dict(experiment=path.stem, notebook=str(path.absolute()), template=_code_hash(path),
                 parameters=json.loads(json.dumps(values, default=str)), **_code())
 
-def _paths_given(path:Path, parameters:dict) -> dict: # `reads`: file or folder -> stamp; `paths`
+def _paths_given(path:Path, parameters:dict, here=None) -> dict: # for the record
     "Identify the files that a notebook may read which does not call `start_run`."
     if any('start_run(' in source for _, source in _code_cells(path)): return {}
     values = [one for value in parameters.values()
               for one in (value if isinstance(value, list) else [value])]
     texts = [one for one in values if isinstance(one, str) and 0 < len(one) < 999]
-    paths = {text: _at(text) for text in texts if os.path.exists(_at(text)) # none: no file
-             and not Path.cwd().is_relative_to(_at(text))}
+    paths = {text: _at(text, here) for text in texts}
+    paths = {text: one for text, one in paths.items() if os.path.exists(one) # False: no file
+             and not Path(here or os.getcwd()).is_relative_to(one)}
     return {'reads': {one: _stamp(one) for one in paths.values()}, 'paths': paths}
 
 # %% ../../nbs/8_runs/02_runs.ipynb #run0061
@@ -566,13 +570,13 @@ def _run(
     **how, # `threads`, `quiet` and `cwd` of `_execute`
 ) -> Path: # the folder
     "Execute a notebook in a folder, unless this very run is there. Raises `InputError`."
-    facts = _run_facts(path, given)
-    if not again and _is_complete(folder, facts): return folder
+    facts, here = _run_facts(path, given), how.get('cwd')
+    if not again and _is_complete(folder, facts, here): return folder
     with _holding(folder) as waited:
-        if (waited or not again) and _is_complete(folder, facts): return folder
+        if (waited or not again) and _is_complete(folder, facts, here): return folder
         if again: _set_aside(folder, [])
-        _begin(folder, facts)
-        _note(folder, **_place(), **_paths_given(path, facts['parameters']))
+        _begin(folder, facts, here=here)
+        _note(folder, **_place(), **_paths_given(path, facts['parameters'], here))
         with _terminable(), _ending(folder): _execute(path, folder, given, **how)
     return folder
 
