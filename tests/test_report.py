@@ -165,7 +165,7 @@ def test_the_classifier_and_influence_are_read_from_their_tables(study, tmp_path
     assert f'Macro AUROC {low:.3f} [{middle:.3f}, {high:.3f}] on 200 test images' in text
     found = table.loc[list(FINDINGS)]
     chance, below = ((found.auroc_low <= .5) & (found.auroc_high >= .5)).sum(), (found.auroc_high < .5).sum()
-    assert f'{chance} of 14 findings are not distinguishable from chance' in text and (f', {below} are below it' in text) == (below > 0)
+    assert f'{chance} of 14 findings are not distinguishable from chance' in text and (f', below it: {below}.' in text) == (below > 0)
     assert f'{(scores.influence > 0).sum()} of 30 training images' in text and 'Few images. The model card has 2 warnings.' in text
 
 def test_scores_that_are_not_defined_are_no_error(study, tmp_path):

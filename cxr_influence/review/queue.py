@@ -468,7 +468,8 @@ def simulate_review(
 
 # %% ../../nbs/7_review/01_queue.ipynb #rvq00058
 def _rate_interval(by_image) -> tuple: # lower and upper end; groups of bool
-    "Exact interval of a share, of as many labels as are independent (Korn and Graubard 1998)."
+    "Exact interval of a share (Clopper and Pearson 1934), of as many labels as are independent."
+    # the number of these: Korn and Graubard (1998), Survey Methodology 24, pages 193 to 201
     hits, labels = by_image.sum().to_numpy(float), by_image.size().to_numpy()
     n, images = labels.sum(), len(labels)
     rate = hits.sum() / n
@@ -484,7 +485,7 @@ def _rate_interval(by_image) -> tuple: # lower and upper end; groups of bool
 def review_error_rates(
     answers:pd.DataFrame, # as from `read_review`
 ) -> pd.DataFrame: # by reviewer and shown: `labels`, `unsure`, `changed`, `rate`, `low`, `high`
-    "Count the labels that reviewers change, with 95 % intervals (Korn and Graubard 1998)."
+    "Count the labels that reviewers change, with exact 95 % intervals."
     asked, rows = answers[(answers.shown != 'noticed') & answers.old.notna()], {}
     for key, part in asked.groupby(['reviewer', 'shown']):
         sure = part.dropna(subset='new')

@@ -555,7 +555,7 @@ def _classifier_verdict(run:_Run) -> list: # sentences
     return [f'**Classifier{named}.** Macro AUROC '
             f'**{_interval(macro.auroc, macro.auroc_low, macro.auroc_high)}** on '
             f'{int(macro.images):,} test images; {chance} of {len(findings)} findings are not '
-            f'distinguishable from chance{f", {below} are below it" if below else ""}.']
+            f'distinguishable from chance{f", below it: {below}" if below else ""}.']
 
 def _influence_verdict(run:_Run) -> list: # sentences
     scores = _scores(run).influence

@@ -123,8 +123,9 @@ def _weights_file(path:Path, backbone:str) -> tuple: # the file, and torchvision
 def _weights_sum(weights, backbone:str) -> str|None: # SHA-256; None: no file, or it is gone
     "Identify what a file of weights holds now."
     if str(weights).partition(':')[0] in ('random', 'imagenet', 'xrv'): return None
-    try: file, _ = _weights_file(Path(weights), backbone)
-    except InputError: return None
+    file = Path(weights)
+    try: file = _weights_file(file, backbone)[0] if file.is_dir() else file
+    except (InputError, ValueError): return None # who reads the folder says why
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 def _file_weights(
