@@ -140,6 +140,8 @@ def test_predictions_that_are_unknown_or_of_other_rows_are_refused(made):
     with refused('are NaN'): bootstrap_auroc(targets, gone, patients, 9)
     y, p = (pd.DataFrame(one, columns=FINDINGS) for one in (targets, probabilities))
     assert (paired_difference(y, p, p, patients, 9) == 0).all(axis=None)
+    y, p = (table.set_axis([f'{k}.png' for k in range(len(table))]) for table in (y, p))
+    assert (paired_difference(y, p.reset_index(drop=True), p, patients, 9) == 0).all(axis=None) # rows without names
     with refused('not of the same images in the same order'): paired_difference(y, p, p[::-1], patients, 9)
     with refused('not of the same images in the same order'): paired_difference(y[::-1], p, p, patients, 9)
 

@@ -221,6 +221,15 @@ def test_a_path_from_another_folder_is_another_file(sums, tmp_path, monkeypatch,
     begun = _read_record(run(page, table='own.csv'))['start']
     assert _read_record(run(page, table='own.csv'))['start'] == begun # the same file: the same run
 
+def test_where_a_notebook_writes_is_no_input(sums, tmp_path):
+    Path('cache').mkdir()
+    page = write(tmp_path/'caching.ipynb', 'table: str = "own.csv"\ncache: str = "cache"\nothers: list[str] = []\nout: str = "by-hand"',
+                 'open(f"{cache}/kept.txt", "w").write(out)', SUM)
+    begun = _read_record(run(page))['start']
+    assert _read_record(run(page))['start'] == begun
+    Path('own.csv').write_text('x\n7\n')
+    assert result(run(page)) == 7
+
 def test_a_machine_that_works_elsewhere_finds_the_same_files(sums, tmp_path, monkeypatch):
     "As a worker of Dask does, which was started in another folder than the notebook that asks it."
     folder, here = tmp_path/'_runs/sums/one', str(tmp_path/'a')

@@ -160,6 +160,9 @@ def test_a_name_that_two_files_have_is_reported_or_refused(tmp_path, ending):
     (tmp_path/'copies').mkdir()
     for path in tmp_path.glob('*.png'): shutil.copy(path, tmp_path/'copies')
     assert rows(read_dataset(table, tmp_path, **asked))['images', 'repaired']['count'] == len(table)
+    (tmp_path/'copies/scan005.png').unlink()
+    (tmp_path/'copies/scan005.png').symlink_to(tmp_path/'nowhere.png')
+    assert rows(read_dataset(table, tmp_path, **asked))['images', 'repaired']['count'] == len(table) - 1
     Image.new('L', (8, 8), 255).save(tmp_path/'copies/scan003.png') # such as its mask
     with refused('scan003', 'copies', 'these differ', 'give the folder'): read_dataset(table, tmp_path, **asked)
 

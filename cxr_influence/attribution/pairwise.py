@@ -19,7 +19,7 @@ from torch import nn
 from .densenet import fastest
 from .layerwise import gradient_scores, per_sample_gradients
 from .scoring import (_bar, _Blocks, _check_count, _check_scorable,
-    _chosen_parameters, _hold, _Loader, _read_facts, _remove_parts, _scoring)
+    _check_unweighted, _chosen_parameters, _hold, _Loader, _read_facts, _remove_parts, _scoring)
 from ..data.batches import Data
 from ..data.files import (DamagedFile, InputError, _check, _digest, _json, _keep,
     _note_checksum, _remove, _warn, _write_whole, _writing)
@@ -305,6 +305,7 @@ def pairwise(
 ) -> pd.DataFrame: # `image`, `rank` (1: first proponent, -1: first opponent), ...
     "Find the training images that taught a model its predictions (Pruthi et al. 2020, eq. 1)."
     checkpoints, out = _epochs_to_sum(run), Path(out)
+    _check_unweighted(data)
     _check_scorable(checkpoints, data)
     _check_count('top', top)
     processes, queries = join_processes(settings.pop('device', None)), _query_rows(data, images)

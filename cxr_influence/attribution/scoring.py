@@ -400,7 +400,7 @@ _DEFINITION = ('TracInCP (Pruthi et al. 2020, section 3.1): sum over checkpoints
 
 def _table_path(out:str|Path) -> Path: # of a table; what stands beside it has its name
     "Raise `InputError` for a name whose end would be replaced, such as `lr0.01`."
-    if (path := Path(out)).suffix in ('', '.csv', '.parquet', '.json'): return path
+    if (path := Path(out)).suffix.lower() in ('', '.csv', '.parquet', '.json'): return path
     raise InputError(f'out is {path}: give a name that ends in .csv.')
 
 def _kept_folder(
@@ -524,7 +524,6 @@ def _check_scorable(
 ) -> None:
     "Raise `InputError` unless the checkpoints are of one run on this data, with their rates."
     check_splits(data.frame)
-    _check_unweighted(data)
     for checkpoint in checkpoints: _check_data(checkpoint, data)
     _check_rates(checkpoints)
 
@@ -658,6 +657,7 @@ def influence(
 ) -> pd.DataFrame: # index `image`: `influence`, `rank` (1 is most helpful), ..., `loss`
     "TracInCP scores of every training image (Pruthi et al. 2020, section 3.1)."
     checkpoints = _epochs_to_sum(run)
+    _check_unweighted(data)
     _check_scorable(checkpoints, data)
     query = _Query(query_losses(data.frame, per_finding, groups, against), layers, against)
     return _score_and_write(checkpoints, data, query, _table_path(out), **settings)

@@ -472,9 +472,13 @@ def _in_two_folders(names:pd.Index, files:pd.Series) -> pd.Index: # of names
     found = pd.concat([files[names.get_indexer(files.index) >= 0],
                        images[bare.get_indexer(images.index) >= 0]])
     found = found[found.index.duplicated(keep=False)]
+    found = found[found.map(os.path.isfile)] # a link may lead nowhere
+    found = found[found.index.duplicated(keep=False)]
     for number, (name, (one, other, *_)) in enumerate(found.groupby(level=0)):
         same = os.path.getsize(one) == os.path.getsize(other)
         if same and number < 100: same = filecmp.cmp(one, other, shallow=False)
+        if not same and os.path.dirname(one) == os.path.dirname(other):
+            raise InputError(f'{name} may be {one} or {other}: write its ending in the table.')
         if not same:
             raise InputError(f'{name} may be {one} or {other}, and these differ: '
                              'give the folder that is meant, or paths in the table.')

@@ -67,7 +67,8 @@ def plot_influence(
     helped, ends = (scores.influence > 0).mean(), scores.influence.quantile([.002, .998])
     low, high = ends
     width = (high - low) / 60 or 1.
-    bins = np.arange(np.floor(low / width), np.ceil(high / width) + 1) * width # one ends at 0
+    first, last = np.floor(low / width), np.floor(high / width) + 1
+    bins = np.arange(first, last + 1) * width # one ends at 0
     names = [f'proponents {helped:.0%}', f'opponents {1 - helped:.0%}']
     kinds = np.where(scores.influence > 0, *names)
     sns.histplot(x=scores.influence.clip(*ends), hue=kinds, hue_order=names, bins=bins, ax=ax,

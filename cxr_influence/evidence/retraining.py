@@ -58,9 +58,8 @@ def _made_of(
     loss = recipe.loss and _sized(recipe.loss, data.findings).settings()
     settings = _recipe_settings(
         recipe._replace(loss=loss, weights=str(recipe.weights), compile=False))
-    begun = _weights_sum(recipe.weights, recipe.backbone)
     return [data.fingerprint, data.store.size, settings, int(seed),
-            data.frame.index[rows].tolist(), choose_best, *([begun] if begun else [])]
+            data.frame.index[rows].tolist(), choose_best]
 
 def _keep_best(folder:Path) -> None: # of a run
     "Remove the checkpoints that are neither the best so far nor the last."
@@ -77,9 +76,11 @@ def _check_rows(rows, data:Data) -> np.ndarray:
     raise InputError(f'rows are {rows!r:.200}: give row numbers from 0 to {len(data) - 1}, '
                      "as from data.rows('test').")
 
-def _kept_by_all(path:Path, key:str, processes:Processes) -> pd.DataFrame|None:
-    "Read what is kept, if all processes can."
+def _kept_by_all(path:Path, key:str, begun, processes:Processes) -> pd.DataFrame|None:
+    "Read what is kept, if all processes can, and no other file of weights has begun it."
     table = _read_kept(path, key)
+    noted = None if table is None else table.attrs.get('weights_sha256')
+    if None not in (noted, begun) and noted != begun: table = None
     return table if all(processes.gather([table is not None])) else None
 
 # %% ../../nbs/6_evidence/01_retraining.ipynb #retr0016
@@ -117,12 +118,13 @@ def retrain(
     "Train and predict, or read what is kept. Raises `InputError`."
     rows, processes = _check_rows(rows, data), join_processes(device)
     key = _digest(_made_of(data, recipe, seed, rows, choose_best))
-    path, folder = Path(out) / f'{key}.parquet', Path(out) / key
-    if (table := _kept_by_all(path, key, processes)) is not None: return table
+    begun = _weights_sum(recipe.weights, recipe.backbone) # None: no file, or it is gone
+    path, folder = Path(out) / f'{key}.parquet', Path(out) / f'{key}{(begun or "")[:8]}'
+    if (table := _kept_by_all(path, key, begun, processes)) is not None: return table
     with _hold(path, processes):
-        if (table := _kept_by_all(path, key, processes)) is None: # nor made meanwhile
+        if (table := _kept_by_all(path, key, begun, processes)) is None: # nor made meanwhile
             table = _train_and_predict(data, recipe, seed, rows, folder, choose_best, device)
-            table.attrs['key'] = key
+            table.attrs |= {'key': key, 'weights_sha256': begun}
             if processes.main:
                 _remove_parts(path.parent, path.name) # at last: others may be writing
                 _keep(table, path)

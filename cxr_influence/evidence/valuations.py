@@ -29,7 +29,7 @@ from ..training.loop import predict
 from ..training.losses import SoftmaxLoss
 from ..training.networks import best_device, weights_checksum
 from ..training.weights import _head_name
-from ..attribution.scoring import (_check_scorable, _hold, influence,
+from ..attribution.scoring import (_check_scorable, _check_unweighted, _hold, influence,
     _remove_parts, score_checkpoint, _write_scores)
 from .retraining import retrain, without
 from ..data.labels import findings_of
@@ -505,6 +505,7 @@ def valuations(
     names = _check_names(VALUATIONS.index[VALUATIONS.default] if names is None else names)
     run, out, processes = _epochs_to_sum(checkpoints), Path(out), join_processes(device)
     _check_scorable(run, data)
+    if {*_FROM_SCORING, 'last_layer'} & set(names): _check_unweighted(data)
     if {'confident', 'sla'} & set(names):
         _check_folds(data.frame, folds)
         run[0].recipe() # which is trained again

@@ -90,7 +90,8 @@ def paired_difference(
     if np.shape(one) != np.shape(other):
         raise InputError(f'Predictions have shapes {np.shape(one)} and {np.shape(other)}: '
                          'give the same images.')
-    rows = [table.index for table in (targets, one, other) if isinstance(table, pd.DataFrame)]
+    tables = [table for table in (targets, one, other) if isinstance(table, pd.DataFrame)]
+    rows = [table.index for table in tables if not isinstance(table.index, pd.RangeIndex)]
     if any(not index.equals(rows[0]) for index in rows[1:]):
         raise InputError('The rows of the tables are not of the same images in the same order: '
                          'sort one as the other, such as by other.loc[one.index].')

@@ -576,8 +576,12 @@ def _run(
         if (waited or not again) and _is_complete(folder, facts, here): return folder
         if again: _set_aside(folder, [])
         _begin(folder, facts, here=here)
-        _note(folder, **_place(), **_paths_given(path, facts['parameters'], here))
+        noted = _paths_given(path, facts['parameters'], here)
+        _note(folder, **_place(), **noted)
         with _terminable(), _ending(folder): _execute(path, folder, given, **how)
+        if noted: # where it writes is no input
+            reads = {one: stamp for one, stamp in noted['reads'].items() if _stamp(one) == stamp}
+            _note(folder, reads=reads)
     return folder
 
 # %% ../../nbs/8_runs/02_runs.ipynb #a11b0011

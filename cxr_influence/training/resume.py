@@ -408,6 +408,15 @@ def fit(
     return read_history(out)
 
 # %% ../../nbs/4_training/06_resume.ipynb #trained2
+def _folder_of(run:dict, under:Path) -> Path: # named after the settings
+    "Choose a run's folder; if another file of weights began the run there, another one."
+    plain = {name: value for name, value in run.items() if name != 'weights_sha256'}
+    folder, begun = under / f'{run["backbone"]}-{_digest(plain)}', run.get('weights_sha256')
+    try: there = list_checkpoints(folder) if begun and folder.is_dir() else []
+    except InputError: return folder # `fit` says what is wrong
+    noted = {(one.facts.get('weights_facts') or {}).get('sha256') for one in there}
+    return folder if noted <= {begun} else under / f'{run["backbone"]}-{_digest(run)}'
+
 def trained(
     data:Data,
     recipe:Recipe=Recipe(),
@@ -419,7 +428,7 @@ def trained(
     processes = join_processes(settings.get('device'))
     _check_settings(data, recipe, processes, seed)
     run = _run_settings(data, recipe, seed, processes.device)
-    folder = project_path(under) / f'{recipe.backbone}-{_digest(run)}'
+    folder = _folder_of(run, project_path(under))
     found = _is_complete(folder, run)
     fit(data, folder, recipe, seed, **settings)
     if processes.main:
