@@ -14,7 +14,7 @@ THREADS = str(max(1, CORES//WORKERS))
 ENV = {**os.environ, 'PATH': f'{BIN}{os.pathsep}{os.environ["PATH"]}', 'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT/".ci/without"}', 'MPLBACKEND': 'agg',
        'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': THREADS, 'MKL_NUM_THREADS': THREADS, 'PYTHONUNBUFFERED': '1'}
 PARTS = 6 # of the tests, side by side with each other and with the notebooks
-LIMIT = 7200 if sys.argv[1:] == ['--all'] else 2400 # seconds for a check
+LIMIT = 7200 if sys.argv[1:] == ['--all'] else 2400 # seconds for a check; with all that takes long, a part of the tests needs more
 ENOUGH = 2700 # seconds after which, on a slow machine, no further check begins; those left are named
 TURNS = 6 # in which checks that take long are run
 SKIPPED = 77 # a check's exit code when it cannot be done here
