@@ -617,7 +617,8 @@ def _describe(checkpoints:list, parts:list, data:Data, query:_Query, start:float
     return dict(
         definition=_DEFINITION, learning_rates=rates, loss=checkpoints[0].facts['loss'],
         checkpoints=[str(checkpoint.folder) for checkpoint in checkpoints],
-        keys=[part.attrs['key'] for part in parts], data=data.fingerprint, layers=query.layers, against=query.against,
+        keys=[part.attrs['key'] for part in parts],
+        data=data.fingerprint, layers=query.layers, against=query.against,
         training_images=len(parts[0]),
         validation_images=len(query.of(data).rows(query.against)),
         difference_to_definition=difference, verified_images=8, torch=torch.__version__,
@@ -677,7 +678,7 @@ def breakdown(
     "Split each image's influence by checkpoint and part of the network. Raises `InputError`."
     facts, shares = _read_facts(_table_path(out).with_suffix('.json')), {}
     if 'learning_rates' not in facts:
-        raise InputError(f'{out} is not of `influence`, which alone keeps each part: give that.')
+        raise InputError(f'{out} is not of `influence`, which alone keeps parts: give that.')
     keys = facts.get('keys', [None] * len(facts['checkpoints'])) # none by earlier versions
     for folder, rate, key in zip(facts['checkpoints'], facts['learning_rates'], keys):
         name = Path(folder).name

@@ -127,7 +127,7 @@ def finding_frequencies(
 # %% ../../nbs/1_data/01_labels.ipynb #09752655
 def co_occurrence(
     frame:pd.DataFrame, # one row per image, with the findings' columns
-) -> pd.DataFrame: # square: entry (a, b) is the share of images with a, and b known, that have b
+) -> pd.DataFrame: # square: entry (a, b) is the share with b of the images with a, b known
     "How often finding b (column) is present where finding a (row) is."
     findings = findings_of(frame)
     present = frame[findings].fillna(0).to_numpy()

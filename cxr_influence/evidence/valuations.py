@@ -29,7 +29,8 @@ from ..training.loop import predict
 from ..training.losses import SoftmaxLoss
 from ..training.networks import best_device, weights_checksum
 from ..training.weights import _head_name
-from ..attribution.scoring import (_check_scorable, _check_unweighted, _hold, influence,
+from ..attribution.scoring import (_check_scorable, _check_unweighted,
+    _hold, influence,
     _remove_parts, score_checkpoint, _write_scores)
 from .retraining import retrain, without
 from ..data.labels import findings_of

@@ -468,7 +468,7 @@ def simulate_review(
 
 # %% ../../nbs/7_review/01_queue.ipynb #rvq00058
 def _rate_interval(by_image) -> tuple: # lower and upper end; groups of bool
-    "Exact interval of a share (Clopper and Pearson 1934), of as many labels as are independent."
+    "Exact interval of a share (Clopper and Pearson 1934), counting independent labels."
     # the number of these: Korn and Graubard (1998), Survey Methodology 24, pages 193 to 201
     hits, labels = by_image.sum().to_numpy(float), by_image.size().to_numpy()
     n, images = labels.sum(), len(labels)
@@ -526,8 +526,8 @@ def review_agreement(
     "Agreement by Cohen's kappa (1960), 95 % interval over patients. Raises `InputError`."
     rows, names = {}, match_names(answers.image, data.frame.index)
     if names.isna().any():
-        raise InputError(f'{answers.image[names.isna().to_numpy()].iloc[0]} is no image of this '
-                         'data: give the data that was reviewed.')
+        unknown = answers.image[names.isna().to_numpy()].iloc[0]
+        raise InputError(f'{unknown} is no image of this data: give what was reviewed.')
     answers = answers.assign(image=names.to_numpy())
     for shown, one, other, pair in _pairs(answers[answers.shown != 'noticed']):
         if not len(pair): continue

@@ -112,7 +112,8 @@ def _plain(value):
     for kind in (int, float):
         if isinstance(value, kind): return kind(value)
     if isinstance(value, str): return str.__str__(value)
-    if isinstance(value, (set, frozenset)): value = sorted(value, key=lambda x: (str(type(x)), x))
+    if isinstance(value, (set, frozenset)):
+        value = sorted(value, key=lambda one: (str(type(one)), one))
     if isinstance(value, (list, tuple, range)): return [_plain(one) for one in value]
     if isinstance(value, dict): return {_plain(key): _plain(one) for key, one in value.items()}
     raise ValueError('not a plain value')

@@ -580,8 +580,8 @@ def _run(
         _note(folder, **_place(), **noted)
         with _terminable(), _ending(folder): _execute(path, folder, given, **how)
         if noted: # where it writes is no input
-            reads = {one: stamp for one, stamp in noted['reads'].items() if _stamp(one) == stamp}
-            _note(folder, reads=reads)
+            stamps = noted['reads'].items()
+            _note(folder, reads={one: stamp for one, stamp in stamps if _stamp(one) == stamp})
     return folder
 
 # %% ../../nbs/8_runs/02_runs.ipynb #a11b0011

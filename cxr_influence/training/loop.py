@@ -151,10 +151,11 @@ def _weigh_batchnorm(
 # %% ../../nbs/4_training/05_loop.ipynb #5ed36652
 def _check_weights_file(run:dict, model:nn.Module) -> None:
     "Raise `InputError` if the run began with another file of weights than is there now."
-    sums = [facts.get('sha256') for facts in (run.get('weights_facts') or {}, model.weights_facts)]
-    if None not in sums and sums[0] != sums[1]:
+    noted = (run.get('weights_facts') or {}).get('sha256')
+    now = model.weights_facts.get('sha256')
+    if noted and now and noted != now:
         raise InputError(f'{run["weights"]} is not the file that this run began with (SHA-256 '
-                         f'{sums[1][:8]}, not {sums[0][:8]}): put that one back.')
+                         f'{now[:8]}, not {noted[:8]}): put that one back.')
 
 class _Training:
     "A classifier in training: network, loss and optimizer, and the steps taken so far."
