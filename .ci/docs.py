@@ -47,7 +47,7 @@ def terms_and_uses():
 
 def pages():
     "Process every notebook into _proc."
-    terms, uses = terms_and_uses()
+    (terms, uses), tags = terms_and_uses(), enrich.tags(notebooks)
     cfg, published = get_config(), {_nbpath2html(f).as_posix(): f for f in notebooks}
     base = re.escape(f'{cfg.doc_host}{cfg.doc_baseurl}/')
     for file in notebooks:
@@ -74,6 +74,7 @@ def pages():
         picture = Path('nbs/images/cards')/f'{"-".join(file.with_suffix("").parts[1:])}.png'
         enrich.card(front['title'], front['description'], enrich.first_picture(cells), PROC/picture)
         front['image'] = os.path.relpath(picture, file.parent)
+        if file in tags: front |= {'categories': tags[file], 'order': list(tags).index(file)}
         cells[0].source = f'---\n{yaml.safe_dump(front)}---\n'
         (PROC/file).parent.mkdir(parents=True, exist_ok=True)
         write_nb(nb, PROC/file)
@@ -117,6 +118,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attributes):
         given = dict(attributes)
         self.anchors |= {given[key] for key in ('id', 'name') if given.get(key)}
+        if given.get('data-category'): self.anchors.add(f'category={given["data-category"]}') # of a list of pages: its script shows one
         if tag == 'a' and given.get('href'): self.links.append(given['href'])
 
 def broken_anchors(site):
@@ -139,6 +141,7 @@ def main():
     for file in ('nbs/styles.css', 'nbs/site.html', 'nbs/fonts.scss', 'nbs/references.bib', 'nbs/images/icon.svg'): take(Path(file))
     enrich.reference(ROOT, PROC, notebooks, get_config(), papers)
     enrich.other_pages(PROC, papers)
+    enrich.tagged_pages(PROC, notebooks)
     config(quarto)
     built = subprocess.run([quarto, 'render', PROC, '--no-execute'] if quarto else [smalldocs, 'render', PROC])
     if built.returncode: return built.returncode

@@ -5,6 +5,7 @@ Everything that changes what a page says is done before the page is rendered, an
 import ast, base64, hashlib, importlib, inspect, io, json, re, struct, sys, textwrap
 from html import escape, unescape
 from pathlib import Path
+from urllib.parse import quote
 
 # --- literature ---------------------------------------------------------------------------------------------------------
 
@@ -171,6 +172,48 @@ def first_picture(cells):
     found = (out['data']['image/png'] for cell in cells for out in cell.get('outputs', []) if 'image/png' in out.get('data', {}))
     value = next(found, None)
     return base64.b64decode(''.join(value)) if value else None
+
+# --- tags by task -------------------------------------------------------------------------------------------------------
+
+TAGS = { # what a reader wants to do -> the pages that help, the first to read first
+    'find label errors': 'tutorials/find_mislabeled_images explanations/what_the_evidence_says 6_evidence/05_label_errors experiments/label_errors',
+    'review images': 'tutorials/find_mislabeled_images 7_review/01_queue 7_review/02_widget experiments/relabelled',
+    'choose training images': 'tutorials/quickstart tutorials/how_small explanations/what_the_evidence_says 6_evidence/03_subsets 6_evidence/04_comparison '
+                              '5_attribution/06_pools experiments/subsets',
+    'explain a prediction': 'tutorials/follow_one_diagnosis 5_attribution/05_pairwise',
+    'compute influence': 'tutorials/quickstart 5_attribution/01_tracin 5_attribution/04_scoring 5_attribution/07_unrolling 5_attribution/08_whole_run '
+                         '5_attribution/09_every_step experiments/influence howto/scores_into_pandas',
+    'test a score': 'explanations/what_the_evidence_says explanations/what_tracin_measures explanations/predictable_runs explanations/claims 6_evidence/02_valuations '
+                    '6_evidence/06_faithfulness 6_evidence/07_stability 6_evidence/09_bank 6_evidence/10_peers experiments/faithfulness experiments/board',
+    'use NIH ChestX-ray14': 'howto/real_nih explanations/real_radiographs explanations/splits explanations/datasheet 1_data/02_splits 1_data/03_nih '
+                            '1_data/08_annotations 1_data/09_duplicates 1_data/10_composition 1_data/11_download',
+    'use your own data': 'howto/other_datasets 1_data/06_tables',
+    'use your own model': 'howto/own_model 4_training/10_imports 4_training/00_weights',
+    'train and evaluate': 'experiments/baseline explanations/real_radiographs 4_training/05_loop 4_training/08_recipes 4_training/07_evaluation 4_training/09_model_card '
+                          '3_measures/01_metrics 3_measures/02_calibration 3_measures/03_intervals',
+    'use GPUs or a cluster': 'howto/several_gpus howto/sweep_on_a_cluster 4_training/03_distributed benchmarks/accelerators',
+    'estimate time and memory': 'explanations/what_it_costs explanations/why_it_is_fast benchmarks/scoring_speed benchmarks/training_speed benchmarks/loading '
+                                'benchmarks/whole_jobs benchmarks/rows',
+    'run and report': '8_runs/06_pipeline 8_runs/02_runs 8_runs/03_sweeps 8_runs/04_report 8_runs/05_cli benchmarks/faults',
+    'extend or contribute': 'howto/add_a_valuation explanations/architecture project/contributing',
+}
+
+def tags(notebooks):
+    "The tags of each page that has any. A page that is not there is an error."
+    found = {}
+    for tag, names in TAGS.items():
+        for name in names.split(): found.setdefault(Path('nbs', f'{name}.ipynb'), []).append(tag)
+    if gone := found.keys() - set(notebooks): raise SystemExit(f'TAGS of .ci/enrich.py name pages that are not there: {", ".join(map(str, sorted(gone)))}')
+    return found
+
+def tagged_pages(proc, notebooks):
+    "Write the page that lists the tagged pages: a click on a tag leaves those of a task."
+    listing = {'contents': [f'../{file.relative_to("nbs").as_posix()}' for file in tags(notebooks)], 'type': 'table', 'sort': 'order', 'page-size': 100,
+               'fields': ['title', 'description', 'categories'], 'field-display-names': {'title': 'page', 'description': 'what it is about', 'categories': 'task'},
+               'categories': 'unnumbered', 'sort-ui': False, 'filter-ui': False}
+    front = {'title': 'Pages by task', 'description': 'Choose a task: the pages that help with it are left, the first to be read first.', 'toc': False, 'listing': listing}
+    tasks = ' · '.join(f'[{tag}](#category={quote(tag)})' for tag in TAGS)
+    (proc/'nbs/explanations/by_task.qmd').write_text(f'---\n{json.dumps(front, indent=1)}\n---\n\n{tasks}\n', encoding='utf-8')
 
 # --- the reference ------------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ SITE=folder takes a site that is built already, such as _docs, or one that the r
 import functools, http.server, importlib.util, json, os, re, shutil, statistics, subprocess, sys, threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import pytest, yaml
 
@@ -157,6 +158,11 @@ def site(tmp_path_factory):
 
 def pages_of(site): return sorted(p for p in site.rglob('*.html') if p.parent != site)
 
+def test_every_lesson_and_task_has_its_tags():
+    found, places = enrich.tags([p.relative_to(ROOT) for p in PAGES]), {'tutorials', 'howto', 'experiments', 'explanations', 'benchmarks'}
+    assert {p.stem for p in PAGES if p.parent.name in places and p.relative_to(ROOT) not in found} == {'glossary'}
+    with pytest.raises(SystemExit, match='nbs/tutorials/quickstart.ipynb'): enrich.tags([p.relative_to(ROOT) for p in PAGES if p.stem != 'quickstart'])
+
 def test_pages_are_light(site):
     weight = {p.relative_to(site).as_posix(): p.stat().st_size for p in pages_of(site)}
     assert statistics.median(weight.values()) < 200e3 and max(weight.values()) < 1.5e6
@@ -169,7 +175,7 @@ def test_pages_have_cards_canonical_addresses_and_alternative_texts(site):
         assert 'rel="canonical"' in text and 'property="og:title"' in text and 'rel="icon"' in text, page
         bare = [tag for tag in re.findall(r'<img\b[^>]*>', text) if not re.search(r'\balt="[^"]+"', tag)]
         assert bare == [], (page, bare[:2])
-        if 'reference' not in page.parts and page.stem != 'references': # those are no notebooks
+        if 'reference' not in page.parts and page.stem not in ('references', 'by_task'): # those are no notebooks
             card = re.search(rf'property="og:image" content="{CONFIG["website"]["site-url"]}/([^"]+)"', text)
             assert card and (site/os.path.normpath(card[1])).is_file(), page
     assert (site/'404.html').exists() and (site/'sitemap.xml').exists()
@@ -288,20 +294,35 @@ def test_every_page_opens_well(visits):
     assert [fault for faults, _ in visits for fault in faults] == []
 
 def test_every_address_on_every_page_leads_somewhere(site):
-    targets = {p.resolve(): set(re.findall(r'\b(?:id|name)="([^"]+)"', p.read_text(encoding='utf-8'))) for p in site.rglob('*.html')}
+    def anchors(text): return {*re.findall(r'\b(?:id|name)="([^"]+)"', text), *(f'category={tag}' for tag in re.findall(r'data-category="([^"]+)"', text))}
+    targets = {p.resolve(): anchors(p.read_text(encoding='utf-8')) for p in site.rglob('*.html')}
     lost = []
     for page in pages_of(site):
         for link in re.findall(r'\b(?:href|src)="([^"]*)"', page.read_text(encoding='utf-8')):
             path, _, anchor = link.partition('#')
             if re.match(r'[a-z]+:|//', path): continue
             file = ((page.parent/path.split('?')[0]) if path else page).resolve()
-            if not file.exists() or (anchor and file in targets and anchor not in targets[file]): lost.append(f'{page.name}: {link}')
+            if not file.exists() or (anchor and file in targets and unquote(anchor) not in targets[file]): lost.append(f'{page.name}: {link}')
     assert lost == []
 
 def test_axe_finds_nothing_serious_in_light_or_dark(visits):
     if not axe(): pytest.skip('no axe-core: pip install axe-playwright-python')
     found = [barrier for _, barriers in visits for barrier in barriers]
     assert not found, '\n'.join(found)
+
+def test_a_tag_leads_to_the_pages_of_its_task(site, address):
+    if not (site/'site_libs/smalldocs.js').exists(): pytest.skip("the list is Quarto's own here")
+    def work(browser, tag):
+        page = browser.new_page(viewport={'width': 1280, 'height': 800})
+        page.goto(f'{address}nbs/explanations/by_task.html')
+        def shown(): return {Path(link.get_attribute('href')).stem for link in page.locator('.quarto-listing-table tbody a:visible').all()}
+        every = shown()
+        page.locator(f'main a[href="#category={quote(tag)}"]').click()
+        page.wait_for_timeout(300)
+        left, wanted = shown(), {Path(name).name for name in enrich.TAGS[tag].split()}
+        page.close()
+        return [] if left == wanted < every else [(tag, left ^ wanted)]
+    assert in_chromium(work, ['find label errors', 'use your own data']) == []
 
 FIRST = {'self-influence': '#self_influence|layerwise|04_scoring', 'focal loss': '01_losses', 'label noise': '05_label_errors|label_errors',
          'install': 'index', 'cite': 'cite', 'own data set': 'other_datasets'}

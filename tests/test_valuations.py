@@ -1,5 +1,5 @@
 "Data valuation methods: their laws, KNN-Shapley by its definition, what is kept, and every refusal in one sentence."
-import importlib, itertools, json, os, shutil, subprocess, sys
+import importlib, itertools, json, os, re, shutil, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -133,7 +133,10 @@ def test_folds_keep_patients_whole_and_deal_every_image(rng):
         assert numbers[numbers >= 0].value_counts().max() < 1.5 * numbers[numbers >= 0].value_counts().min()
     assert not np.array_equal(_patient_folds(frame, 5, 0), _patient_folds(frame, 5, 1))
     assert 'folds is 1: give 2 to' in sentence(_patient_folds, frame, 1)
-    assert 'number of training patients' in sentence(_patient_folds, frame, 10**6)
+    few = pd.DataFrame(np.eye(7, 14), columns=list(FINDINGS)).assign(patient=range(7), split='train')
+    few.iloc[3:, :14] = 0. # of seven images three have a finding of their own, and four none
+    most = int(re.search(r'give 2 to (\d+), for 7 training patients', sentence(_patient_folds, few, 6))[1])
+    assert set(_patient_folds(few, most)) == set(range(most)) # what it advises works
 
 def test_a_fold_is_predicted_by_a_model_that_had_none_of_its_patients(data, checkpoints, tmp_path, monkeypatch):
     trained, before, frame = [], retraining.fit, data.frame

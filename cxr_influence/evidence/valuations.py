@@ -244,12 +244,6 @@ def gradient_norms(
     return pd.DataFrame({'grand': sum(part.self_influence.pow(.5) for part in parts) / early})
 
 # %% ../../nbs/6_evidence/02_valuations.ipynb #bl-folds
-def _check_folds(frame:pd.DataFrame, folds:int) -> None:
-    patients = frame.patient[frame.split == 'train'].nunique()
-    if not isinstance(folds, Integral) or not 2 <= folds <= patients:
-        raise InputError(f'folds is {folds}: give 2 to {patients}, the number of training '
-                         'patients.')
-
 def _patient_folds(
     frame:pd.DataFrame,
     folds:int=5,
@@ -257,16 +251,21 @@ def _patient_folds(
 ) -> np.ndarray: # (n,) fold of each training image, from 0; -1 for the other images
     "Split training patients into folds, stratified by finding. Raises `InputError`."
     train, patients = frame[frame.split == 'train'], frame.patient[frame.split == 'train']
-    _check_folds(frame, folds)
     present = train[findings_of(frame)].fillna(0)
     order = present.sum().sort_values().index # rarest first
     rarest = present[order].assign(none=1).to_numpy().argmax(1) # of an image's findings
+    most = min(patients.nunique(), np.bincount(rarest).max()) # that can be stratified
+    if not isinstance(folds, Integral) or not 2 <= folds <= most:
+        raise InputError(f'folds is {folds}: give 2 to {most}, for {patients.nunique()} '
+                         'training patients.')
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     numbers, rows = np.full(len(frame), -1), np.flatnonzero(frame.split == 'train')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning) # of findings rarer than folds
         for number, (_, held_out) in enumerate(splitter.split(train, rarest, patients)):
             numbers[rows[held_out]] = number
+    if len(np.unique(numbers[rows])) < folds: # of a few patients with many images each
+        raise InputError(f'folds is {folds}: one of them gets no patient; give fewer.')
     return numbers
 
 # %% ../../nbs/6_evidence/02_valuations.ipynb #bl-oos2
@@ -508,7 +507,7 @@ def valuations(
     _check_scorable(run, data)
     if {*_FROM_SCORING, 'last_layer'} & set(names): _check_unweighted(data)
     if {'confident', 'sla'} & set(names):
-        _check_folds(data.frame, folds)
+        _patient_folds(data.frame, folds, seed)
         run[0].recipe() # which is trained again
     facts = {'checkpoints': [str(checkpoint.folder) for checkpoint in run],
              'data': data.fingerprint, 'folds': folds, 'seed': seed,
