@@ -47,7 +47,7 @@ def bibliography(entries):
 
 # --- glossary -----------------------------------------------------------------------------------------------------------
 
-COMMON = {'finding', 'split', 'run', 'margin', 'recipe', 'influence', 'checkpoint', 'budget', 'top', 'bottom', 'stratified', 'redundancy'}
+COMMON = {'finding', 'split', 'run', 'margin', 'recipe', 'influence', 'checkpoint', 'budget', 'top', 'bottom', 'stratified', 'redundancy', 'cosine', 'smoothness'}
 ROW = re.compile(r'^\| ([^|$]+?) \|([^|]*)\|(.*)\|$', re.M)
 
 def glossary(markdown):
@@ -220,9 +220,9 @@ def tagged_pages(proc, notebooks):
 TASKS = { # what a user comes for -> the verbs that do it, and a page that shows them at work
     'Read a data set, or make one': ('read_nih read_dataset findings_of load_data Data make_phantom project_path', '../howto/other_datasets.ipynb'),
     'Train a classifier, or bring one': ('Recipe fit trained evaluate_checkpoint import_checkpoint', '../howto/own_model.ipynb'),
-    'Score training images by their influence': ('influence pairwise open_pairwise score_images load_pool', '../tutorials/follow_one_diagnosis.ipynb'),
+    'Score training images by their influence': ('influence pairwise open_pairwise show_extremes score_images load_pool peer_scores', '../tutorials/follow_one_diagnosis.ipynb'),
     'Follow influence through a whole training': ('unroll along every_step smoothness', '../explanations/predictable_runs.ipynb'),
-    'Find mislabeled images': ('valuations label_error_scores peer_scores show_extremes', '../tutorials/find_mislabeled_images.ipynb'),
+    'Find mislabeled images': ('valuations label_error_scores', '../tutorials/find_mislabeled_images.ipynb'),
     'Have them reviewed': ('review_queue batch_for_review review_page read_review review_agreement review_differences apply_review', '../tutorials/find_mislabeled_images.ipynb'),
     'Retrain on some images, and compare': ('run_subsets compare', '../tutorials/how_small.ipynb'),
     'Run experiments, and report': ('run repeat sweep plan collect report', '../howto/sweep_on_a_cluster.ipynb'),

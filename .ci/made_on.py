@@ -21,11 +21,9 @@ def place():
 def sentences(nb, where):
     "What the reader of a page is told."
     marks = sorted({mark for cell in nb.cells if cell.cell_type == 'code' for mark in re.findall(r'^#\|\s*(data|gpu|slow)\b', cell.source, re.M)})
-    marked = f' Cells marked {", ".join(f"`{mark}`" for mark in marks)} keep the outputs of the computer they were last run on.' if marks else ''
-    return (f'*The stored numbers of this page:* {where}.{marked} Labels, splits and counts are the same on every computer. What a trained network '
-            'yields (losses, AUROC, scores) depends on the device, the number of threads and the versions: sums are rounded in another order, and '
-            'training multiplies the difference until losses and AUROC differ in the second digit, and the scores of single images as much '
-            'as between two seeds. Times differ most.')
+    marked = f' Cells marked {", ".join(f"`{mark}`" for mark in marks)} keep those of the computer they were last run on.' if marks else ''
+    return (f'*Outputs stored with* {where}.{marked} Elsewhere labels, splits and counts are the same; losses and AUROC of a trained network '
+            'differ in the second digit, scores of single images as much as between two seeds, and times most.')
 
 def note(nb, file):
     "End a page that shows outputs with where they come from."

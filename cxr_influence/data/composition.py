@@ -64,10 +64,10 @@ def _plot_shares(
         ax.errorbar(part.share, np.arange(len(traits)) + shift, xerr=error, fmt='o', ms=3, lw=1,
                     color=_SPLIT_COLOURS[split], label=split)
     ax.set_yticks(range(len(traits)), traits)
-    ax.set(xscale='log', xlim=(.1, 100), xlabel='images of the split, % (95 % interval)')
+    ax.set(xscale='log', xlim=(.03, 100), xlabel='images of the split, % (95 % interval)')
     ax.xaxis.set_major_formatter('{x:g}')
     ax.grid(axis='y', lw=.3)
-    ax.legend(fontsize=8, loc='lower left')
+    ax.legend(fontsize=8, ncols=3, loc='lower center', bbox_to_anchor=(.5, 1))
 
 # %% ../../nbs/1_data/10_composition.ipynb #e0fca6cc
 def plot_splits(
@@ -87,7 +87,7 @@ def plot_splits(
         at_least = patients[::-1].cumsum()[::-1] / patients.sum()
         axes['p'].plot(sizes, 100 * at_least, '.-', color=colour)
     axes['a'].set(xlabel='age, years', ylabel='images, %')
-    axes['p'].set(xlabel='at least so many images', ylabel='patients, %', xscale='log',
+    axes['p'].set(xlabel='images per patient, at least', ylabel='patients, %', xscale='log',
                   yscale='log')
     for axis in (axes['p'].xaxis, axes['p'].yaxis): axis.set_major_formatter('{x:g}')
     plt.close(figure)

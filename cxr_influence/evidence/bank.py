@@ -106,6 +106,7 @@ class Bank(NamedTuple):
     sets:dict # name -> names of the images left out
     losses:np.ndarray # (sets, seeds, validation images, findings)
     whole:np.ndarray # (seeds, validation images, findings), nothing left out
+    own:bool=True # whether the seed is the run's own: then no chance is in the losses
 
     def members(self) -> np.ndarray: # (sets, training images) bool
         "Which images each set leaves out."
@@ -181,7 +182,7 @@ def retrain_bank(
     tables = run_side_by_side(_kept_losses, calls, 'retrainings', executor)
     losses = np.stack([table.to_numpy() for table in tables])
     losses = losses.reshape(1 + len(sets), len(seeds), *losses.shape[1:])
-    return Bank(data.train.index, sets, losses[1:], losses[0])
+    return Bank(data.train.index, sets, losses[1:], losses[0], set(seeds) == {(own, own)})
 
 def _tell_cost(run, first_epoch:int, count:int) -> None:
     "Print what retrainings will take, as long as the run's own epochs did."
@@ -215,8 +216,9 @@ def scores_to_compare(
     kinds = {'loss': 'loss', 'gradient norm': 'self_influence', 'findings': 'label_count',
              'random': 'random'}
     table = valuations(run, data, Path(out) / 'valuations', [*kinds.values()], device=device)
-    for name, column in kinds.items():
-        found[name] = np.tile(-table[column].to_numpy(), (len(columns), 1))
+    for name, column in kinds.items(): # centred: the sum over a set is not its size
+        found[name] = np.tile((table[column].mean() - table[column]).to_numpy(),
+                              (len(columns), 1))
     return found, seconds | {'loss': time.perf_counter() - begun - sum(seconds.values())}
 
 # %% ../../nbs/6_evidence/09_bank.ipynb #bank0028
@@ -233,6 +235,6 @@ def compare_with_bank(
               for own, rise in zip(scores, actual.T)]
     seeds = every.shape[1]
     ceiling = np.mean([reliability(one)**.5 for one in np.moveaxis(every, 2, 0)]) \
-        if seeds > 1 else 1.
+        if seeds > 1 else 1. if bank.own else np.nan # another seed alone cannot tell
     return pd.Series(found | {'slope': np.nanmean(slopes), 'ceiling': ceiling,
                               'targets': len(scores)})

@@ -21,7 +21,7 @@ from ..data.labels import findings_of
 
 # %% ../../nbs/6_evidence/04_comparison.ipynb #ad35e6c9
 _RULE_STYLES = {'top': ('C0', 'v'), 'bottom': ('C1', '^'), 'random': ('.45', 'o'),
-                'stratified': ('k', 's'), 'stratified_top': ('C4', '<'),
+                'stratified': ('k', 's'), 'stratified_top': ('C2', '<'),
                 'stratified_bottom': ('C3', '>')}
 
 def _lay_panels(
@@ -99,7 +99,8 @@ def _weighted_f1(
     positive = probability >= threshold
     with np.errstate(invalid='ignore'):
         predicted, actual = weights @ positive.astype(float), weights @ target
-        return 2 * (weights @ (target * positive)) / (actual + predicted)
+        found = 2 * (weights @ (target * positive)) / (actual + predicted)
+        return np.where(actual > 0, found, np.nan)
 
 # %% ../../nbs/6_evidence/04_comparison.ipynb #f888832e
 def _weighted_ece(
@@ -134,7 +135,8 @@ def _resample_findings(
         if len(np.unique(target[known])) < 2: continue
         values[i] = _RESAMPLED[metric](target[known], probability[known], weights[:, known],
                                        thresholds[i])
-    return np.vstack([values, np.nanmean(values, axis=0)])
+    scored = values[~np.isnan(values).all(axis=1)] # the mean is always over the same findings
+    return np.vstack([values, scored.mean(axis=0) if len(scored) else values[:1]])
 
 # %% ../../nbs/6_evidence/04_comparison.ipynb #sub061
 _KEYS = [*_LABELS, 'budget']
@@ -210,16 +212,16 @@ def _draw_rows(
     table:pd.DataFrame, # n rows with the value, `low` and `high`
     value:str, # column of the mark
     upright:bool=False,
-    pale=None, # (n,) bool: draw these pale
+    hollow=None, # (n,) bool: marks drawn hollow
     **style, # `color`, `marker`, `label`
 ) -> None:
     "Draw the values of a table with their intervals."
     marker, label, color = style['marker'], style.get('label'), style['color']
-    pale = np.zeros(len(table), bool) if pale is None else np.asarray(pale)
-    for chosen, alpha in [(~pale, 1), (pale, .4)]:
+    hollow = np.zeros(len(table), bool) if hollow is None else np.asarray(hollow)
+    for chosen, face in [(~hollow, color), (hollow, 'white')]:
         part = table[chosen]
         _draw_intervals(ax, np.asarray(places)[chosen], part[value], (part.low, part.high),
-                        marker, upright, color=color, alpha=alpha, ms=5)
+                        marker, upright, color=color, markerfacecolor=face, ms=5)
     ax.plot([], [], marker, ms=5, color=color, label=label) # one entry in the legend
 
 # %% ../../nbs/6_evidence/04_comparison.ipynb #a1553eb7
@@ -236,8 +238,8 @@ def _draw_rules(
     for number, (rule, group) in enumerate(groups):
         (color, mark), shift = _RULE_STYLES[rule], step * (number - (len(groups) - 1) / 2)
         places = [order.index(one) + shift for one in group[column]]
-        pale = (group.low <= 0) & (group.high >= 0)
-        _draw_rows(ax, places, group, 'difference', upright, pale, color=color,
+        hollow = (group.low <= 0) & (group.high >= 0)
+        _draw_rows(ax, places, group, 'difference', upright, hollow, color=color,
                    marker=mark, label=rule.replace('_', ' '))
     (ax.axhline if upright else ax.axvline)(0, color='k', lw=.8)
 
@@ -255,7 +257,7 @@ def plot_differences(
         ax.set_xticks(range(len(shares)), [f'{100 * share:.3g}' for share in shares])
         ax.set(xlim=(-.5, len(shares) - .5), xlabel=f'% of images to {table["mode"].iloc[0]}')
     figure.supylabel(f'{metric.upper()} minus {reference}', fontsize=10)
-    figure.suptitle('95 % intervals; pale: contains zero', fontsize=10)
+    figure.suptitle('95 % intervals; hollow: contains zero', fontsize=10)
     return _close_with_legend(figure)
 
 # %% ../../nbs/6_evidence/04_comparison.ipynb #fig00006

@@ -68,6 +68,12 @@ def bootstrap_auroc(
     return pd.DataFrame(values)
 
 # %% ../../nbs/3_measures/03_intervals.ipynb #603a64b4
+def _mean_auroc(
+    samples:pd.DataFrame, # (resamples, findings), as from `bootstrap_auroc`
+) -> pd.Series: # (resamples,); NaN where one of them has no value: a mean over other findings
+    "Average over the findings that have a value in some resample."
+    return samples.dropna(axis=1, how='all').mean(axis=1, skipna=False)
+
 def percentile_interval(
     samples, # (resamples,) or (resamples, quantities)
     level:float=.95,
@@ -98,7 +104,7 @@ def paired_difference(
     def differences(patients, resamples):
         gains = (bootstrap_auroc(targets, one, patients, resamples, seed)
                  - bootstrap_auroc(targets, other, patients, resamples, seed))
-        return gains.assign(macro=gains.mean(axis=1))
+        return gains.assign(macro=_mean_auroc(gains))
     low, high = percentile_interval(differences(patients, resamples))
     whole = differences(np.zeros(len(targets), int), 1).iloc[0] # one patient: all images, once
     return pd.DataFrame({'difference': whole, 'low': low, 'high': high})
@@ -120,14 +126,18 @@ def judge_interval(
     return 'holds' if (low > than) == above else 'does not hold'
 
 # %% ../../nbs/3_measures/03_intervals.ipynb #595d475e
+_ERRORS = 20 # drawn for each resample, half of them the negatives of the others
+
 def seed_means(
     samples:np.ndarray, # (seeds, resamples) of a score or a difference
-) -> np.ndarray: # (resamples,): their interval covers both sources
-    "Average each resample over seeds and add the error of that mean (Student 1908)."
+) -> np.ndarray: # (20 x resamples,), of one seed (resamples,): their interval covers both sources
+    "Average each resample over seeds and add errors of that mean (Student 1908)."
     means, count = np.mean(samples, axis=0), len(samples)
     if count == 1: return means
-    error = np.nanmean(samples, axis=1).std(ddof=1) / np.sqrt(count)
-    return means + error * np.random.default_rng(0).standard_t(count - 1, len(means))
+    rng, n, own = np.random.default_rng(0), _ERRORS // 2 * len(means), np.nanmean(samples, axis=1)
+    normal = (own - own.mean()) @ rng.standard_normal((count, n))
+    error = normal / np.sqrt(count * rng.chisquare(count - 1, n))
+    return np.tile(means, _ERRORS) + np.concatenate([error, -error])
 
 # %% ../../nbs/3_measures/03_intervals.ipynb #9340b866
 _AGE_BANDS = {'under 40': (0, 40), '40 to 64': (40, 65), '65 and over': (65, np.inf)}
@@ -169,25 +179,36 @@ def _macro_auroc(
     names = range(targets.shape[1])
     if not len(names): return {}
     samples = bootstrap_auroc(targets, probabilities, patients, resamples, names=names)
-    low, high = percentile_interval(samples.mean(axis=1))
+    low, high = percentile_interval(_mean_auroc(samples))
     everyone = np.zeros(len(targets)) # one patient: all images, once
     whole = bootstrap_auroc(targets, probabilities, everyone, 1, names=names)
     return {'auroc': whole.mean(axis=1)[0], 'auroc_low': low, 'auroc_high': high}
 
 # %% ../../nbs/3_measures/03_intervals.ipynb #cddeb9c6
+def _fewest_patients(
+    targets:np.ndarray, # (n, findings); NaN where unknown
+    patients:np.ndarray, # (n,)
+) -> np.ndarray: # (findings,)
+    "Count the patients with a positive and those with a negative; the smaller number."
+    present, absent = ((pd.DataFrame(targets) == value).groupby(np.asarray(patients)).any().sum()
+                       for value in (1, 0))
+    return np.minimum(present, absent).to_numpy()
+
+_LEAST = 5 # patients with, and without, a finding: resampling fewer gives too short an interval
+
 def slice_auroc(
     targets:np.ndarray, # (n, 14); NaN where unknown
     probabilities:np.ndarray, # (n, 14)
     frame:pd.DataFrame, # of the same images, with `patient`, `sex`, `age`, `view`
     by=_BY, # columns, or tuples of columns
     resamples:int=500,
-    least:int=5, # positives and negatives a finding must have in a slice
+    least:int=_LEAST, # patients with, and without, a finding, for it to count in a slice
 ) -> pd.DataFrame: # one row per slice: sizes, macro `auroc`, `auroc_low`, `auroc_high`
     "Macro AUROC of subgroups of the test set, with intervals over patients."
     targets, probabilities, rows = np.asarray(targets), np.asarray(probabilities), []
     for name, value, chosen in _each_slice(frame, by):
         y, p, patients = targets[chosen], probabilities[chosen], frame.patient[chosen]
-        enough = np.minimum((y == 1).sum(0), (y == 0).sum(0)) >= least
+        enough = _fewest_patients(y, patients) >= least
         rows.append({'by': name, 'slice': value, 'images': len(y),
                      'patients': patients.nunique(), 'findings': enough.sum(),
                      **_macro_auroc(y[:, enough], p[:, enough], patients, resamples)})
@@ -258,7 +279,6 @@ def plot_intervals(
     figure, ax = plt.subplots(figsize=size, layout='constrained')
     _draw_intervals(ax, np.arange(len(table)), table[value], table[ends].to_numpy().T)
     ax.set_yticks(range(len(table)), names)
-    ax.invert_yaxis()
-    ax.set(xlabel=xlabel, title=title)
+    ax.set(ylim=(len(table) - .5, -.5), xlabel=xlabel, title=title)
     plt.close(figure)
     return figure

@@ -14,8 +14,8 @@ import pandas as pd
 
 from ..data.files import InputError, _write_whole
 from .calibration import calibration_error, pooled_calibration_error
-from .intervals import (_draw_intervals, bootstrap_auroc,
-                                              percentile_interval)
+from .intervals import (_LEAST, _draw_intervals, _fewest_patients,
+    _mean_auroc, bootstrap_auroc, percentile_interval)
 from cxr_influence.measures.metrics import (_average, _metric_table, _names_of, per_finding,
     undefined_findings)
 
@@ -37,7 +37,7 @@ def _resampled_auroc(
     weights = np.nansum(targets, axis=0) * samples.notna()
     total = weights.sum(axis=1)
     weighted = (samples.fillna(0) * weights).sum(axis=1) / total.where(total > 0)
-    return np.column_stack([samples, samples.mean(axis=1), micro, weighted])
+    return np.column_stack([samples, _mean_auroc(samples), micro, weighted])
 
 # %% ../../nbs/3_measures/04_results.ipynb #f0ef30f9
 def _check_shapes(targets:np.ndarray, probabilities:np.ndarray) -> None:
@@ -61,7 +61,8 @@ def evaluate(
     named = pd.DataFrame(y, columns=_names_of(targets, probabilities))
     table = _metric_table(named, p, thresholds)
     low, high = percentile_interval(_resampled_auroc(y, p, patients, resamples))
-    scored = table.auroc.notna()
+    enough = np.append(_fewest_patients(y, patients) >= _LEAST, [True] * 3) # of averages: always
+    scored = table.auroc.notna() & enough
     table.insert(1, 'auroc_low', np.where(scored, low, np.nan))
     table.insert(2, 'auroc_high', np.where(scored, high, np.nan))
     errors = per_finding(calibration_error, named, p)

@@ -78,7 +78,7 @@ def architecture(nbs:Path = NBS) -> str: # SVG
         parts += [text(left + 14, top + 47 + 18*k, line, 13, SOFT) for k, line in enumerate(lines)]
     said = '; '.join(f'{end} imports from {", ".join(a for a, b in counts if b == end)}'
                      for end in wings if any(b == end for _, b in counts))
-    return svg(left + wide + 165, y - gap + 16, f'{len(wings)} wings, {len(counts)} arrows, none upward',
+    return svg(left + wide + 190, y - gap + 16, f'{len(wings)} wings, {len(counts)} arrows, none upward',
                f'Boxes from top to bottom, an arrow for each import: {said}.', parts)
 
 def _wing_arrows(wings, counts, boxes, left, wide):
