@@ -305,13 +305,27 @@ def test_more_processes_than_images_to_score_against(data, checkpoints):
 @pytest.mark.parametrize('on', [True, False])
 def test_scoring_sets_the_precision_and_leaves_cudnn_as_it_is(on):
     "`torch.backends.cudnn.flags(allow_tf32=False)` alone turns cuDNN off: on an H200 that halved the speed at least."
-    cudnn = torch.backends.cudnn
+    cudnn, newer = torch.backends.cudnn, hasattr(torch.backends.cuda.matmul, 'fp32_precision') # which refuse to read the older flags
     state = lambda: (cudnn.enabled, cudnn.benchmark, cudnn.deterministic)
+    def precise(): return {torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision} == {'ieee'} if newer \
+        else not cudnn.allow_tf32 and torch.get_float32_matmul_precision() == 'highest'
     with cudnn.flags(enabled=on, benchmark=not on, deterministic=on, allow_tf32=True):
         before = state()
-        with scoring._scoring(torch.nn.Linear(2, 1)):
-            assert state() == before and not cudnn.allow_tf32 and torch.get_float32_matmul_precision() == 'highest'
+        with scoring._scoring(torch.nn.Linear(2, 1)): assert state() == before and precise()
         assert state() == before and cudnn.allow_tf32
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, 'fp32_precision'), reason='before PyTorch 2.9')
+@pytest.mark.parametrize('asked', ['cuda', 'older'])
+def test_a_user_may_have_asked_for_tf32_in_either_way(asked):
+    matmul, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
+    try:
+        if asked == 'cuda': matmul.fp32_precision = 'tf32'
+        else: torch.set_float32_matmul_precision('high')
+        with scoring._scoring(torch.nn.Linear(2, 1)): assert matmul.fp32_precision == 'ieee'
+        assert matmul.fp32_precision == 'tf32'
+    finally:
+        torch.set_float32_matmul_precision('highest')
+        matmul.fp32_precision = before
 
 # Runs one can trust: company, damage, full disks, late refusals
 

@@ -58,7 +58,7 @@ def _score_step(
     model, watch = _model_at(replay, moment, model), fastest(model)[1]
     found = gradient_scores(model, replay.net.loss, x, y, directions, watch).products
     w = moment.batch.w.to(found) # of images
-    return (found * w[:, None]).double().cpu().numpy()
+    return (found * w[:, None]).cpu().double().numpy()
 
 # %% ../../nbs/5_attribution/09_every_step.ipynb #70892f9b
 _EVERY_STEP = ('Sum over the steps of the learning rate times the dot product of the gradients '
@@ -90,7 +90,7 @@ def _name_columns(found:np.ndarray, columns:list, data:Data) -> pd.DataFrame:
              'rank': total.rank(ascending=False, method='first').astype(int)}
     table |= {name: plain[name] for name in columns if name != 'influence'}
     table['optimiser_aware'] = adamw.iloc[:, :adding].sum(axis=1)
-    table |= {name.replace('influence', 'optimiser_aware'): adamw[name]
+    table |= {name.replace('influence', 'optimiser_aware', 1): adamw[name]
               for name in columns if name != 'influence'}
     return pd.DataFrame(table).rename_axis('image')
 

@@ -24,6 +24,7 @@ from ..data.batches import Data
 from ..data.files import (DamagedFile, InputError, _check, _digest, _json, _keep,
     _note_checksum, _remove, _warn, _write_whole, _writing)
 from ..data.labels import check_finding
+from ..data.nih import match_names
 from ..training.distributed import Processes, join_processes
 from ..training.losses import FocalLoss
 from ..training.networks import weights_checksum
@@ -62,7 +63,7 @@ def _score_pairs(
         directions = _query_gradients(model, loss, queries, finding, layers)
         for x, y, i in images:
             products = gradient_scores(model, loss, x, y, directions, watch).products
-            found.append(products.double().cpu())
+            found.append(products.cpu().double())
             if bar: bar.update(len(i))
     return torch.cat(found).T.numpy()
 
@@ -99,9 +100,10 @@ def _query_rows(
     if images is None: return data.rows('validation')
     names = pd.Index([images] if isinstance(images, str) else images)
     if not len(names): raise InputError('images is empty: name the query images.')
-    rows = data.frame.index.get_indexer(names)
+    found = match_names(names, data.frame.index)
+    rows = data.frame.index.get_indexer(found)
     if (rows < 0).any(): raise InputError(f'No image {names[rows < 0][0]} in the frame.')
-    for name in names[names.duplicated()]:
+    for name in found[found.duplicated()]:
         raise InputError(f'{name} is a query image twice: name it once.')
     return rows
 

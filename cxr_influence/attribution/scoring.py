@@ -258,7 +258,7 @@ def _make_directions(
     "Name directions, and add AdamW's if there are several."
     adding = 1 if 'influence' in columns else len(checkpoint.facts['findings'])
     whole = {name: v[:adding].sum(0, keepdim=True) for name, v in vectors.items()}
-    norm = float(sum(v.double().square().sum() for v in whole.values()).sqrt())
+    norm = float(sum(v.cpu().double().square().sum() for v in whole.values()).sqrt())
     if columns != ['influence'] and 'updates' in checkpoint.facts:
         adamw, columns = _precondition(whole, checkpoint), [*columns, 'optimiser_aware']
         vectors = {name: torch.cat([vectors[name], adamw[name]]) for name in vectors}
@@ -300,7 +300,7 @@ def _score_rows(
     parts, passes = [], fastest(model)
     for x, y, i in loader:
         found = _score_batch(model, loss, x, y, directions, passes)
-        found = {name: values.double().cpu().numpy() for name, values in found.items()}
+        found = {name: values.cpu().double().numpy() for name, values in found.items()}
         parts.append(pd.DataFrame(found, index=loader.data.frame.index[i]))
         if bar: bar.update(len(i))
     scores = pd.concat(parts)
@@ -386,7 +386,8 @@ def _find_directions(
     share = torch.tensor(np.stack(list(query.weights.values()))[:, mine])
     names = _chosen_parameters(model, query.layers)
     loss = checkpoint.loss().to(processes.device)
-    vectors, losses = _weighted_gradients(model, loss, own, share, names)
+    def differentiate(some): return _weighted_gradients(model, loss, some, share, names)
+    (vectors, losses), _ = _in_memory(differentiate, own)
     vectors = {name: processes.total(v) for name, v in vectors.items()}
     if query.against == 'validation' and loader.data.matches(checkpoint.facts['data']):
         _check_loss(checkpoint, torch.tensor(processes.gather(losses.tolist())))
@@ -423,13 +424,11 @@ def _scores_key(checkpoint:Checkpoint, model:nn.Module, data:Data, query:_Query)
 def _usual_batch(device) -> int: # images scored together
     return 32 if device.type == 'cpu' else 256
 
-def _score_in_memory(model, loss, loader:_Loader, directions:_Directions, bar=None) -> tuple:
-    "Score rows, in smaller batches where memory does not suffice; last, their size."
+def _in_memory(call, loader:_Loader, bar=None) -> tuple: # what it gives, and their size
+    "Call with a loader, of smaller batches where memory does not suffice."
     done, size = bar.n if bar else 0, loader.batch_size
     while True:
-        try:
-            own = _Loader(loader.data, loader.rows, size, loader.device)
-            return _score_rows(model, loss, own, directions, bar), size
+        try: return call(_Loader(loader.data, loader.rows, size, loader.device)), size
         except torch.OutOfMemoryError as error:
             if size == 1: raise InputError('One image is too large for the memory of '
                                            f'{loader.device}: {error}') from error
@@ -450,13 +449,14 @@ def _fill_blocks(
     processes, device = blocks.processes, blocks.processes.device
     model, loss = model.to(device), checkpoint.loss().to(device)
     rows, mine = query.of(data).rows(query.against), blocks.mine()
-    targets = _Loader(query.of(data), rows, 64, device)
+    targets = _Loader(query.of(data), rows, min(64, batch_size or 64), device)
     with _scoring(model), _bar(checkpoint.folder.name, mine, processes) as bar:
         directions = _find_directions(checkpoint, model, targets, query, processes)
         size = batch_size or _usual_batch(device)
         for path, rows in mine.items():
             loader = _Loader(data, rows, size, device)
-            scores, size = _score_in_memory(model, loss, loader, directions, bar)
+            def score(own): return _score_rows(model, loss, own, directions, bar)
+            scores, size = _in_memory(score, loader, bar)
             scores.attrs['direction_norm'] = directions.norm
             blocks.keep(scores, path)
 
@@ -566,20 +566,27 @@ def verify(
     images:int=8,
     layers=None, # as they were scored
     against:str='validation',
+    device='cpu',
 ) -> float: # largest difference, as a share of the largest score
     "Score random images by the definition, and compare. Raises `InputError` over 0.05."
-    return _verify(checkpoint, scores, data, _Query({}, layers, against), images)
+    return _verify(checkpoint, scores, data, _Query({}, layers, against), images, device)
 
-def _verify(checkpoint:Checkpoint, scores:pd.DataFrame, data:Data, query:_Query, images:int=8):
-    model, loss, scored = checkpoint.model(), checkpoint.loss(), query.rows_of(data)
+def _verify(checkpoint:Checkpoint, scores:pd.DataFrame, data:Data, query:_Query, images:int=8,
+            device='cpu'):
+    model, loss = checkpoint.model().to(device), checkpoint.loss().to(device)
+    scored = query.rows_of(data)
     rows = np.random.default_rng(0).choice(scored, min(images, len(scored)), replace=False)
     of, against = query.of(data), query.against
     weights = torch.tensor(query_losses(of.frame, False, against=against)['influence'])[None]
-    targets, names = _Loader(of, of.rows(against)), _chosen_parameters(model, query.layers)
-    gradients, _ = _weighted_gradients(model, loss, targets, weights, names)
-    x, y, _ = next(iter(_Loader(data, rows, len(rows))))
-    plain = plain_scores(model, loss, x, y, {name: v[0] for name, v in gradients.items()})
-    difference = plain.numpy() - scores.influence[data.frame.index[rows]].to_numpy()
+    targets = _Loader(of, of.rows(against), device=device)
+    names = _chosen_parameters(model, query.layers)
+    with _full_precision():
+        def differentiate(some): return _weighted_gradients(model, loss, some, weights, names)
+        (gradients, _), _ = _in_memory(differentiate, targets)
+        x, y, _ = next(iter(_Loader(data, rows, len(rows), device)))
+        v = {name: g[0] for name, g in gradients.items()}
+        plain = plain_scores(model, loss, x, y, v)
+    difference = plain.cpu().numpy() - scores.influence[data.frame.index[rows]].to_numpy()
     share = float(np.abs(difference).max() / scores.influence.abs().max())
     if not share < .05:
         raise InputError(f'Scored by the definition, {len(rows)} images differ by {share:.2g} '
@@ -609,11 +616,11 @@ def _score_run(checkpoints:list, data:Data, query:_Query, folder:Path, processes
     return [_score_checkpoint(checkpoint, data, query, folder, processes=processes, **settings)
             for checkpoint in bar]
 
-def _describe(checkpoints:list, parts:list, data:Data, query:_Query, start:float) -> dict:
+def _describe(checkpoints:list, parts:list, data:Data, query:_Query, start, device) -> dict:
     "Verify the checkpoint of the highest rate, and gather the facts of a table of scores."
     rates = [checkpoint.facts['learning_rate'] for checkpoint in checkpoints]
     top = int(np.argmax(rates))
-    difference = _verify(checkpoints[top], parts[top], data, query)
+    difference = _verify(checkpoints[top], parts[top], data, query, device=device)
     return dict(
         definition=_DEFINITION, learning_rates=rates, loss=checkpoints[0].facts['loss'],
         checkpoints=[str(checkpoint.folder) for checkpoint in checkpoints],
@@ -641,7 +648,8 @@ def _score_and_write(
         parts = _score_run(checkpoints, data, query, _kept_folder(out), **settings)
         scores = _add_up(parts, [one.facts['learning_rate'] for one in checkpoints])
         if processes.main:
-            _write_scores(scores, out, _describe(checkpoints, parts, data, query, start))
+            facts = _describe(checkpoints, parts, data, query, start, processes.device)
+            _write_scores(scores, out, facts)
     processes.wait()
     return scores
 

@@ -124,8 +124,8 @@ def _try_losses(model:nn.Module, loss, x:Tensor, y:Tensor) -> Tensor: # (b, ...)
 
 # %% ../../nbs/5_attribution/01_tracin.ipynb #26a44775
 @contextmanager
-def _full_precision():
-    "Compute matrix products and convolutions without TensorFloat-32."
+def _without_tf32():
+    "`_full_precision` before PyTorch 2.9."
     precision, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
     same = dict(enabled=cudnn.enabled, benchmark=cudnn.benchmark, # `flags` turns cuDNN off
                 deterministic=cudnn.deterministic)
@@ -133,6 +133,22 @@ def _full_precision():
     try:
         with cudnn.flags(**same, allow_tf32=False): yield
     finally: torch.set_float32_matmul_precision(precision)
+
+@contextmanager
+def _full_precision():
+    "Compute matrix products and convolutions without TensorFloat-32."
+    backends = torch.backends
+    if not hasattr(backends.cuda.matmul, 'fp32_precision'):
+        with _without_tf32(): yield
+        return
+    places = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn,
+              backends.mkldnn.matmul, backends.mkldnn.conv]
+    before = [place.fp32_precision for place in places]
+    try:
+        for place in places: place.fp32_precision = 'ieee'
+        yield
+    finally:
+        for place, precision in zip(places, before): place.fp32_precision = precision
 
 def _equal_rows(a:Tensor, b:Tensor) -> bool:
     "Whether two tables of losses are equal up to rounding; NaN equals itself."

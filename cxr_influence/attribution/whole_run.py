@@ -293,7 +293,7 @@ def _unroll(self:_Replay,
         for moment in self._backward(self._at(epoch - 1), *span, room):
             self._check_arrival(moment)
             adjoint, share = self._step_back(moment, adjoint, per_label)
-            found[:, moment.rows] -= share.double().cpu().numpy()
+            found[:, moment.rows] -= share.cpu().double().numpy()
         if place: place.keep(epoch - 1, adjoint, found)
     return found
 

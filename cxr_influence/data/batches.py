@@ -219,7 +219,8 @@ def _pixels_on(
     device:str|torch.device,
 ) -> Tensor: # uint8 (n, size, size)
     "The store's pixels: on the device if they fit into half of its free memory, else mapped."
-    held, device = store.__dict__.setdefault('held', {}), torch.device(device)
+    held = store.__dict__.setdefault('held', {})
+    device = torch.empty(0, device=device).device # `cuda` and `cuda:0` are one
     if device not in held:
         mapped = torch.from_numpy(store.pixels)
         fits = store.pixels.nbytes < _free_bytes(device) / 2

@@ -140,7 +140,10 @@ def subset_losses(
     seeds, # of the training
     out:str|Path, # folder where retrainings are kept
 ) -> np.ndarray: # (count, seeds, validation images, 14) losses
-    "Train on every subset with every seed, and measure the validation losses."
+    "Train on every subset with every seed, and measure the losses. Raises `InputError`."
+    if recipe.loss is None:
+        raise InputError("recipe has no loss: give recipe._replace(loss=training_loss('focal', "
+                         'data.frame)).')
     train, rows = data.train.index, data.rows('validation')
     parts = [without(data, train[~kept]) for kept in subsets]
     calls = [(part, recipe, seed, rows, out) for part in parts for seed in seeds]

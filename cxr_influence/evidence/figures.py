@@ -93,6 +93,7 @@ def show_extremes(
     if column not in scores:
         raise InputError(f'The scores have no column {column}: score with per_finding=True.')
     ranked = scores[column].sort_values(ascending=False)
+    n = min(n, len(ranked))
     ends, titles = pd.concat([ranked.head(n), ranked.tail(n)[::-1]]), []
     for name, value in ends.items():
         labels = decode_labels(data.frame.loc[name, data.findings], data.findings)

@@ -84,7 +84,7 @@ def known_facts(
     return pd.DataFrame({
         'training loss': table.loss, 'gradient norm': table.self_influence.pow(.5),
         'number of findings': images[findings_of(frame)].sum(axis=1),
-        'AP view': (images['view'] == 'AP') * 1.,
+        'AP view': (images['view'] == 'AP').where(images['view'].notna()).astype(float),
         'images of the patient': images.groupby('patient').patient.transform('size')})
 
 # %% ../../nbs/6_evidence/07_stability.ipynb #ev-patient

@@ -95,6 +95,13 @@ def _check_choice(
         raise InputError(f'frame is missing: {rule} and whole_patients need its findings '
                          'and patients.')
 
+def _check_one_column(scores:pd.Series) -> None: # Raises `InputError`
+    if not isinstance(scores, pd.Series):
+        raise InputError(f'scores is a {type(scores).__name__}: give one column, such as '
+                         'scores.influence.')
+    for name in scores.index[scores.isna()][:1]:
+        raise InputError(f'{name} has no score: give one for each image.')
+
 def _of_frame(scores:pd.Series, frame:pd.DataFrame) -> pd.Series:
     "Name scores as a frame names its images. Raises `InputError` for another image."
     scores = rename_images(scores.to_frame(), frame.index, 'The scores').iloc[:, 0]
@@ -113,7 +120,8 @@ def kept_images(
     whole_patients:bool=False, # choose patients, not images
 ) -> pd.Index: # in the scores' order
     "Choose the images that stay. Raises `InputError`."
-    stratified = rule.startswith('stratified')
+    _check_one_column(scores)
+    stratified = str(rule).startswith('stratified')
     _check_choice(mode, rule, fraction, frame is None and (stratified or whole_patients))
     if frame is not None: scores = _of_frame(scores, frame)
     unit = np.arange(len(scores))

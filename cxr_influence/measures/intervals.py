@@ -54,8 +54,9 @@ def bootstrap_auroc(
     names=None, # of the columns; None: those of the tables, or our fourteen
 ) -> pd.DataFrame: # (resamples, findings)
     "AUROC of each finding in each patient resample. Raises `InputError`."
-    weights, values = patient_weights(patients, resamples, seed), {}
-    chunks = np.array_split(weights, max(1, weights.size // 4_000_000)) # fit the CPU's cache
+    people, patient = np.unique(patients, return_inverse=True)
+    counts, values = patient_weights(people, resamples, seed), {}
+    parts = np.array_split(counts, max(1, resamples * len(patient) // 4_000_000)) # fit the cache
     if names is None: names = _names_of(targets, probabilities)
     columns = zip(names, np.asarray(targets).T, np.asarray(probabilities).T, strict=True)
     for name, y, p in columns:
@@ -63,8 +64,9 @@ def bootstrap_auroc(
         if (gaps := np.isnan(p[known]).sum()):
             raise InputError(f'{gaps} of {known.sum()} predictions of {name} are NaN: give one '
                              'for each image whose label is known.')
-        values[name] = np.concatenate([weighted_auroc(y[known], p[known], chunk[:, known])
-                                       for chunk in chunks])
+        values[name] = np.concatenate([weighted_auroc(y[known], p[known],
+                                                      part[:, patient[known]])
+                                       for part in parts])
     return pd.DataFrame(values)
 
 # %% ../../nbs/3_measures/03_intervals.ipynb #603a64b4

@@ -324,7 +324,9 @@ def _same_data(one:str, other:str) -> bool: # earlier versions noted the labels 
 def _check_one_run(checkpoints:list) -> None:
     "Raise `InputError` that names a checkpoint of another run, or a second one of an epoch."
     def alike(one): return sum(not _differences(one.facts, two.facts) for two in checkpoints)
-    first, seen = max(checkpoints, key=alike, default=None), {}
+    first, seen = next(iter(checkpoints), None), {}
+    if any(_differences(one.facts, first.facts) for one in checkpoints):
+        first = max(checkpoints, key=alike) # of the run that most are of
     for one in checkpoints:
         if differ := _differences(one.facts, first.facts):
             raise InputError(f'{one.folder} is of another run than {first.folder} ({differ}): '

@@ -310,8 +310,8 @@ def _check_settings(
 ) -> None:
     "Raise `InputError` if a setting, a split or the size of the batches cannot work."
     _check_recipe(recipe)
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
-        raise InputError(f'seed is {seed!r}: give a whole number, 0 or more.')
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**40:
+        raise InputError(f'seed is {seed!r}: give a whole number, 0 to below 2**40.')
     check_splits(data.frame)
     _check_labels(data.frame)
     images, least = len(data.rows('train')), max(2, processes.count)
