@@ -219,12 +219,12 @@ def tagged_pages(proc, notebooks):
 
 TASKS = { # what a user comes for -> the verbs that do it, and a page that shows them at work
     'Read a data set, or make one': ('read_nih read_dataset findings_of load_data Data make_phantom project_path', '../howto/other_datasets.ipynb'),
-    'Train a classifier, or bring one': ('Recipe fit trained evaluate_checkpoint import_checkpoint', '../howto/own_model.ipynb'),
-    'Score training images by their influence': ('influence pairwise open_pairwise show_extremes score_images load_pool peer_scores', '../tutorials/follow_one_diagnosis.ipynb'),
+    'Train a classifier, or bring one': ('Recipe fit trained list_checkpoints evaluate_checkpoint import_checkpoint', '../howto/own_model.ipynb'),
+    'Score training images by their influence': ('influence pairwise open_pairwise show_extremes score_images load_pool query_losses peer_scores', '../tutorials/follow_one_diagnosis.ipynb'),
     'Follow influence through a whole training': ('unroll along every_step smoothness', '../explanations/predictable_runs.ipynb'),
     'Find mislabeled images': ('valuations label_error_scores', '../tutorials/find_mislabeled_images.ipynb'),
     'Have them reviewed': ('review_queue batch_for_review review_page read_review review_agreement review_differences apply_review', '../tutorials/find_mislabeled_images.ipynb'),
-    'Retrain on some images, and compare': ('run_subsets compare', '../tutorials/how_small.ipynb'),
+    'Retrain on some images, and compare': ('subset_grid run_subsets subset_draws compare', '../tutorials/how_small.ipynb'),
     'Run experiments, and report': ('run repeat sweep plan collect report', '../howto/sweep_on_a_cluster.ipynb'),
 }
 

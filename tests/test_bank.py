@@ -1,7 +1,7 @@
 "The bank of retrainings: weight 0 is removal, the bank is whole, resumed and compared rightly."
 import numpy as np
 import pandas as pd
-import pytest
+import pytest, torch
 from scipy.stats import spearmanr
 
 from conftest import sentence
@@ -118,3 +118,17 @@ def test_tracin_of_a_window_adds_up_its_epochs(data, run, tmp_path):
     part = score_checkpoint(last, data, tmp_path/'one.csv', device='cpu').influence
     np.testing.assert_allclose(late['TracIn'][0], last.facts['learning_rate'] * part, rtol=1e-4, atol=1e-7)
     assert all(own.shape == (1, len(data.train)) for own in late.values())
+
+def test_a_set_is_not_ranked_by_its_size(data, run, tmp_path):
+    found, _ = scores_to_compare(run, data, tmp_path, ['influence'], device='cpu')
+    for name in ['loss', 'gradient norm', 'findings', 'random']: assert abs(found[name].mean()) < 1e-6*np.abs(found[name]).max()
+
+def test_one_other_seed_has_no_ceiling(rng):
+    bank = random_bank(rng)
+    assert compare_with_bank(rng.normal(size=30), bank, np.ones((1, 5, 3))).ceiling == 1
+    assert np.isnan(compare_with_bank(rng.normal(size=30), bank._replace(own=False), np.ones((1, 5, 3))).ceiling)
+
+def test_a_retraining_leaves_the_generators_alone(data, run, tmp_path):
+    state = torch.get_rng_state()
+    module._losses_without(run, data, list(data.train.index[:2]), 3, (3, 3), 'cpu')
+    assert torch.equal(state, torch.get_rng_state())

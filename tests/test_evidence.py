@@ -329,3 +329,24 @@ def test_images_without_a_known_label_are_inspected_last(rng):
 def test_a_constant_score_goes_with_nothing(rng):
     known = pd.DataFrame({'loss': rng.random(30), 'norm': rng.random(30)})
     assert partial_rank_correlation(pd.Series(1., known.index), known).isna().all(axis=None)
+
+def test_an_interval_of_an_averaged_lds_holds_it(rng):
+    "Resampling lowers every correlation, and an average over many has too short an interval to hide it."
+    truth = rng.normal(size=(20, 40))
+    inside = 0
+    for _ in range(20):
+        subsets = rng.random((50, 40)) < .5
+        losses = -(subsets @ truth.T)
+        found = lds_interval(truth, subsets, losses + rng.normal(0, 1.5*losses.std(), losses.shape), 50)
+        assert found['low'] <= found['lds'] <= found['high']
+        inside += abs((found['low'] + found['high'])/2 - found['lds']) < .25*(found['high'] - found['low'])
+    assert inside > 15 # not at its upper end
+
+def test_a_view_that_is_unknown_is_not_called_pa(data, rng):
+    frame = data.frame.assign(view=np.where(rng.random(len(data)) < .5, 'AP', None))
+    table = pd.DataFrame({'loss': 1., 'self_influence': 1.}, data.train.index)
+    view = known_facts(frame, table)['AP view']
+    assert (view.isna() == frame.loc[table.index, 'view'].isna()).all() and view.dropna().eq(1).all()
+
+def test_retrainings_without_a_loss_are_refused_before_they_begin(data, tmp_path):
+    with refused('recipe has no loss'): subset_losses(data, RECIPE._replace(loss=None), random_subsets(len(data.train), 2), [0], tmp_path)

@@ -10,12 +10,15 @@ from conftest import refused
 from cxr_influence.measures.calibration import (classwise_calibration_error,
     equal_mass_calibration_error, fit_platt, pooled_calibration_error)
 from cxr_influence.measures.intervals import (_AGE_BANDS, bootstrap_auroc, percentile_interval,
-    paired_difference, patient_weights, seed_means, slice_auroc, underdiagnosis,
+    _mean_auroc, paired_difference, patient_weights, seed_means, slice_auroc, underdiagnosis,
     weighted_auroc)
 from cxr_influence.data.labels import FINDINGS
 from cxr_influence.measures.metrics import (_metric_table, choose_thresholds,
     test_tuned_f1 as tuned_f1, undefined_findings)
 from cxr_influence.measures.results import _AVERAGES, evaluate, show_results, write_results
+
+@pytest.fixture
+def rng(): return np.random.default_rng()
 
 @pytest.fixture(params=['smooth', 'ties', 'unknown'])
 def made(request):
@@ -199,3 +202,39 @@ def test_shapes_that_do_not_fit_and_nan_are_refused(made):
     with refused('(400, 14)', '(399, 14)'): evaluate(targets, probabilities[1:], np.full(14, .5), patients)
     with refused('NaN', 'diverged'): evaluate(targets, probabilities * np.nan, np.full(14, .5), patients)
     with refused('same images'): paired_difference(targets, probabilities, probabilities[1:], patients)
+
+# What intervals promise
+
+def twice(x): return np.repeat(x, 2, 0)
+
+def test_copies_of_a_patients_images_narrow_no_interval(rng):
+    y, patients = (rng.random((200, 14)) < .3).astype(float), rng.integers(0, 60, 200)
+    p = .3*y + rng.random(y.shape)
+    p, half = p/p.max(), np.full(14, .5)
+    frame = pd.DataFrame({'patient': patients, 'sex': 'F', 'age': 50., 'view': 'PA'})
+    double = frame.loc[twice(frame.index.to_numpy())].reset_index(drop=True)
+    for one, two, low, high in [
+            (evaluate(y, p, half, patients, 50), evaluate(twice(y), twice(p), half, twice(patients), 50), 'auroc_low', 'auroc_high'),
+            (slice_auroc(y, p, frame, 'sex', 50), slice_auroc(twice(y), twice(p), double, 'sex', 50), 'auroc_low', 'auroc_high'),
+            (underdiagnosis(y, p > .9, frame, 'sex', 50), underdiagnosis(twice(y), twice(p) > .9, double, 'sex', 50), 'low', 'high')]:
+        np.testing.assert_allclose(one[[low, high]], two[[low, high]])
+
+def test_errors_of_seeds_are_those_of_student_and_cancel_where_they_are_the_same(rng):
+    draws = rng.normal(0, 1e-6, (3, 2000)) + np.array([-1, 0, 1.])[:, None]
+    low, high = np.quantile(seed_means(draws), [.025, .975])
+    assert abs(high - 4.303/3**.5) < .2 and abs(low + high) < 1e-3 # t of two degrees of freedom, and as far down as up
+    a, b = rng.normal(size=(2, 4, 50))
+    np.testing.assert_allclose(seed_means(a) - seed_means(b), seed_means(a - b), atol=1e-12)
+    one, other = rng.normal(size=(2, 4, 1)) + np.zeros((4, 200)) # of equal spread, and nothing in common
+    assert np.ptp(np.quantile(seed_means(one) - seed_means(other), [.025, .975])) > .5*np.ptp(np.quantile(seed_means(one), [.025, .975]))
+
+def test_few_patients_have_no_interval_and_a_mean_is_over_the_same_findings(rng):
+    y, patients = (rng.random((120, 14)) < .4).astype(float), np.repeat(np.arange(60), 2)
+    y[:, 0] = patients < 4 # eight images of four patients
+    p = rng.random(y.shape)
+    table = evaluate(y, p, np.full(14, .5), patients, 100)
+    assert table.auroc_low.isna().tolist() == [True] + [False]*16 and table.auroc.notna().all()
+    frame = pd.DataFrame({'patient': patients, 'sex': 'F', 'age': 50., 'view': 'PA'})
+    assert slice_auroc(y, p, frame, 'sex', 20).findings.eq(13).all()
+    samples = pd.DataFrame({'a': [.5, .7, np.nan], 'b': [.9, .8, .7], 'never': np.nan})
+    np.testing.assert_allclose(_mean_auroc(samples), [.7, .75, np.nan])

@@ -540,3 +540,20 @@ def test_groups_without_a_name_are_counted(data, checkpoints, tmp_path):
     scores = influence(checkpoints, data, tmp_path/'s.csv', per_finding=False, layers='classifier', device='cpu')
     frame = data.frame.assign(hospital=['a', None] * (len(data) // 2))
     assert sum_by(scores, frame, 'hospital').images.sum() == len(scores)
+
+def test_a_misspelt_setting_is_named(data, checkpoints, tmp_path):
+    assert 'batchsize is no setting: give batch_size or device' in sentence(influence, checkpoints, data, tmp_path/'a.csv', batchsize=4)
+
+def test_a_table_has_no_facts_of_one_checkpoint(data, checkpoints, tmp_path):
+    assert influence(checkpoints, data, tmp_path/'a.csv', per_finding=False, device='cpu').attrs == {}
+
+def test_target_images_that_do_not_fit_are_differentiated_in_smaller_batches(data, checkpoints, tmp_path, double, monkeypatch):
+    before, sizes = scoring._weighted_gradients, []
+    def small(model, loss, loader, *given):
+        sizes.append(loader.batch_size)
+        if loader.batch_size > 4: raise torch.OutOfMemoryError('no room')
+        return before(model, loss, loader, *given)
+    whole = influence(checkpoints, data, tmp_path/'a.csv', device='cpu')
+    monkeypatch.setattr(scoring, '_weighted_gradients', small)
+    near(influence(checkpoints, data, tmp_path/'b.csv', device='cpu').influence, whole.influence)
+    assert {64, 4} <= {*sizes}

@@ -539,3 +539,5 @@ def test_the_store_goes_to_a_device_that_has_room(phantom, tmp_path, monkeypatch
     monkeypatch.setattr('cxr_influence.data.batches._free_bytes', lambda device: 2 * store.pixels.nbytes - 1)
     store.__dict__.pop('held')
     assert _pixels_on(store, device).device.type == 'cpu'
+    for name in ['cpu', 'cpu:0', torch.device('cpu', 0)]: _pixels_on(store, name)
+    assert len(store.held) == 2 # a device has several names, and holds the pixels once

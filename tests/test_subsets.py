@@ -550,3 +550,10 @@ def test_two_ctrl_c_leave_no_process_and_nothing_half_written(phantom, data, che
     again = subprocess.run(call, env=quiet(), capture_output=True, text=True)
     assert again.stdout.split() == ['7', 'True'], again.stderr
     assert not [*out.rglob('*.part')] and not [path for path in (out/'logits').iterdir() if path.is_dir()]
+
+def test_scores_are_one_column_without_gaps(rng):
+    table = pd.DataFrame({'influence': rng.random(10), 'rank': range(10)}, [f'{i}.png' for i in range(10)])
+    assert 'scores is a DataFrame: give one column' in sentence(kept_images, table, 'remove', 'top', .3)
+    gaps = table.influence.where(table['rank'] != 4)
+    assert '4.png has no score' in sentence(kept_images, gaps, 'remove', 'top', .3)
+    assert 'Unknown rule None' in sentence(kept_images, table.influence, 'remove', None, .3)

@@ -553,6 +553,7 @@ def _add_up(
         scores['cosine'] = sum(r * cosine for r, cosine in zip(rates, cosines)) / sum(rates)
     rank = scores.influence.rank(ascending=False, method='first')
     scores.insert(1, 'rank', rank.astype(int))
+    scores.attrs.clear() # of one checkpoint
     return scores.assign(loss=parts[-1].loss).rename_axis('image')
 
 def _norms(part:pd.DataFrame) -> pd.Series: # of each image's gradient times the direction's
@@ -654,6 +655,11 @@ def _score_and_write(
     return scores
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #5ffcdbf2
+def _check_known(settings:dict, *known) -> None:
+    "Raise `InputError` that names a setting that does not exist."
+    for name in settings.keys() - {*known}:
+        raise InputError(f'{name} is no setting: give {" or ".join(known)}.')
+
 def influence(
     run:str|Path, # folder of checkpoints
     data:Data,
@@ -665,6 +671,7 @@ def influence(
     **settings, # `batch_size` (32; 256 on a GPU) and `device`
 ) -> pd.DataFrame: # index `image`: `influence`, `rank` (1 is most helpful), ..., `loss`
     "TracInCP scores of every training image (Pruthi et al. 2020, section 3.1)."
+    _check_known(settings, 'batch_size', 'device')
     checkpoints = _epochs_to_sum(run)
     _check_unweighted(data)
     _check_scorable(checkpoints, data)

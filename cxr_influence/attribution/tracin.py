@@ -9,6 +9,7 @@ __all__ = ['image_losses', 'gradient', 'plain_scores', 'logit_gradient', 'direct
 import warnings
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import get_ident
 
 import torch
 from torch import Tensor, nn
@@ -88,9 +89,10 @@ def _random_state(x:Tensor): # of the random numbers on its device
 @contextmanager
 def _no_half():
     "Raise `InputError` if a layer computes in half precision, as with autocast."
+    here = get_ident() # the hook is called for every model of every thread
     def look(layer, _, out):
         what = f'The output of {type(layer).__name__}'
-        if isinstance(out, Tensor): _check_precision(what, out)
+        if isinstance(out, Tensor) and get_ident() == here: _check_precision(what, out)
     hook = register_module_forward_hook(look)
     try: yield
     finally: hook.remove()

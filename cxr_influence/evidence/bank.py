@@ -29,7 +29,7 @@ from ..training.checkpoints import _LATER, _epochs_to_sum
 from ..training.distributed import join_processes
 from ..training.loop import _Training, predict
 from ..training.networks import _head_name, best_device
-from ..training.resume import _check_weights
+from ..training.resume import _check_weights, _keep_generators
 
 # %% ../../nbs/6_evidence/09_bank.ipynb #bank0008
 def random_removals(
@@ -87,12 +87,13 @@ def _losses_without(
     run, data:Data, images:list, first_epoch:int, seeds:tuple, device=None,
 ) -> pd.DataFrame: # (validation images, findings)
     "Train again with images at weight 0, and compute the validation losses."
-    training = _start(run, data, images, first_epoch, seeds, device)
-    while training.epochs < training.run['epochs']:
-        for x, y, i in training._batches():
-            size = training.sizes[training.done]
-            training._take_step(x, y, size, training._weights_of(i))
-        training.epochs += 1
+    with _keep_generators(join_processes(device)):
+        training = _start(run, data, images, first_epoch, seeds, device)
+        while training.epochs < training.run['epochs']:
+            for x, y, i in training._batches():
+                size = training.sizes[training.done]
+                training._take_step(x, y, size, training._weights_of(i))
+            training.epochs += 1
     rows = data.rows('validation')
     logits = predict(training.predictor, data, rows)
     labels = data.frame.iloc[rows][data.findings].astype('float32')
