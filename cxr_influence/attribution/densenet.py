@@ -172,7 +172,7 @@ def _fused_scores(model:nn.Module, loss, x:Tensor, y:Tensor, direction:dict) -> 
 
 def densenet_directional_scores(
     model:nn.Module, # in evaluation mode; a DenseNet, see `is_densenet`
-    loss,
+    loss, # `loss(logits, y)`: (b,) or (b, findings)
     x:Tensor, # (b, 3, height, width)
     y:Tensor, # (b, findings)
     direction:dict, # parameters not in it do not count
@@ -320,7 +320,7 @@ def _forward(
 @torch.no_grad()
 def watch_densenet(
     model:nn.Module, # in evaluation mode; a DenseNet, see `is_densenet`
-    loss,
+    loss, # `loss(logits, y)`: (b,) or (b, findings)
     x:Tensor, # (b, 3, height, width)
     y:Tensor, # (b, findings)
     names, # of parameters
@@ -349,7 +349,7 @@ def _twin(
         return DenseNet(*sizes, channels // growth, num_classes=model.classifier.out_features)
 
 def is_densenet(
-    model:nn.Module,
+    model:nn.Module, # any
 ) -> bool:
     "Whether a network is laid out exactly as torchvision lays out a DenseNet of its sizes."
     hooked = any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
@@ -361,7 +361,7 @@ def is_densenet(
 
 # %% ../../nbs/5_attribution/03_densenet.ipynb #88856d96
 def fastest(
-    model:nn.Module,
+    model:nn.Module, # any
 ) -> tuple: # a pass along one direction, and one for `gradient_scores` to watch layers with
     "Choose the fastest passes through a network."
     if is_densenet(model): return densenet_directional_scores, watch_densenet

@@ -226,7 +226,7 @@ def _is_right(watch, model, loss, x:Tensor, y:Tensor, names) -> bool:
 # %% ../../nbs/5_attribution/02_layerwise.ipynb #d1297942
 def per_sample_gradients(
     model:nn.Module, # in evaluation mode
-    loss,
+    loss, # `loss(logits, y)`: (b,) or (b, findings)
     x:Tensor, # (b, ...)
     y:Tensor, # (b, ...)
     names=None, # of the parameters wanted; None: all that require a gradient
@@ -285,7 +285,7 @@ class _Scores(NamedTuple):
 # %% ../../nbs/5_attribution/02_layerwise.ipynb #88706784
 def gradient_scores(
     model:nn.Module, # in evaluation mode
-    loss,
+    loss, # `loss(logits, y)`: (b,) or (b, findings)
     x:Tensor, # (b, ...)
     y:Tensor, # (b, ...)
     directions:dict, # parameter name -> (k, *shape); parameters not in it do not count
@@ -330,7 +330,7 @@ def _layer_squares(
 # %% ../../nbs/5_attribution/02_layerwise.ipynb #38e83bdb
 def self_influence(
     model:nn.Module, # in evaluation mode
-    loss,
+    loss, # `loss(logits, y)`: (b,) or (b, findings)
     x:Tensor, # (b, ...)
     y:Tensor, # (b, ...)
     names=None, # of the parameters that count; None: all that require a gradient

@@ -130,7 +130,7 @@ def _group_images(name:str, group, frame:pd.DataFrame, against:str) -> pd.Index:
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #b1b82616
 def query_losses(
-    frame:pd.DataFrame,
+    frame:pd.DataFrame, # as from `read_nih`
     per_finding:bool=True, # one column per finding, which add up to the whole; else the whole
     groups:dict|None=None, # name -> names of target images, or a mask
     against:str='validation', # split of the target images
@@ -480,7 +480,7 @@ def _score_checkpoint(
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #9d95f206
 def score_checkpoint(
-    checkpoint:Checkpoint,
+    checkpoint:Checkpoint, # as from `list_checkpoints`
     data:Data,
     out:str|Path, # as `influence` takes it; the scores are kept where it finds them
     per_finding:bool=True, # also one column per finding, self-influence and AdamW's
@@ -561,13 +561,13 @@ def _norms(part:pd.DataFrame) -> pd.Series: # of each image's gradient times the
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #14f7b692
 def verify(
-    checkpoint:Checkpoint,
+    checkpoint:Checkpoint, # as from `list_checkpoints`
     scores:pd.DataFrame, # of this checkpoint, as from `score_checkpoint`
     data:Data,
-    images:int=8,
+    images:int=8, # how many, at random
     layers=None, # as they were scored
-    against:str='validation',
-    device='cpu',
+    against:str='validation', # split of the target images
+    device='cpu', # to compute on
 ) -> float: # largest difference, as a share of the largest score
     "Score random images by the definition, and compare. Raises `InputError` over 0.05."
     return _verify(checkpoint, scores, data, _Query({}, layers, against), images, device)
@@ -711,7 +711,7 @@ def breakdown(
 # %% ../../nbs/5_attribution/04_scoring.ipynb #97ba06a9
 def sum_by(
     scores:pd.DataFrame, # as from `influence`
-    frame:pd.DataFrame,
+    frame:pd.DataFrame, # as from `read_nih`
     column:str, # of the frame, such as `patient` or `view`
 ) -> pd.DataFrame: # one row per group: `images`, and the sum of every score that adds up
     "Add up the scores of groups of images. Raises `InputError` for an unknown column."

@@ -205,7 +205,12 @@ def _check_images(model:nn.Module, loss, x:Tensor, y:Tensor) -> None:
     _remember(lambda: _compare_alone(model, loss, x, y), _compare_alone, model, loss)
 
 # %% ../../nbs/5_attribution/01_tracin.ipynb #00d35470
-def image_losses(model:nn.Module, loss, x:Tensor, y:Tensor) -> Tensor: # (b,)
+def image_losses(
+    model:nn.Module, # (b, ...) -> logits
+    loss, # `loss(logits, y)`: (b,) or (b, findings)
+    x:Tensor, # (b, ...)
+    y:Tensor, # (b, ...)
+) -> Tensor: # (b,)
     "Compute the training loss of each image. Raises `InputError` if it is not the image's own."
     _check_images(model, loss, x, y)
     return _losses_of(loss, model(x), y)
@@ -229,7 +234,7 @@ def _trainable(
 
 # %% ../../nbs/5_attribution/01_tracin.ipynb #d0b5b06b
 def gradient(
-    model:nn.Module,
+    model:nn.Module, # in evaluation mode
     value:Tensor, # a number that depends on the parameters
     names=None, # of the parameters wanted; None: all that require a gradient
 ) -> dict: # parameter name -> tensor of its shape
@@ -273,7 +278,7 @@ def _plain_scores(model, loss, x:Tensor, y:Tensor, direction:dict) -> tuple: # s
 
 def plain_scores(
     model:nn.Module, # in evaluation mode
-    loss,
+    loss, # `loss(logits, y)`: (b,) or (b, findings)
     x:Tensor, # (b, ...)
     y:Tensor, # (b, ...)
     direction:dict, # such as the validation gradient; parameters not in it do not count
@@ -284,7 +289,7 @@ def plain_scores(
 
 # %% ../../nbs/5_attribution/01_tracin.ipynb #1f13e321
 def logit_gradient(
-    loss,
+    loss, # `loss(logits, y)`: (b,) or (b, findings)
     logits:Tensor, # (b, ...)
     y:Tensor, # (b, ...)
 ) -> tuple: # (b, ...) derivative of the losses by the logits, and the (b,) losses
@@ -371,7 +376,7 @@ def _score_along(way, model, loss, x:Tensor, y:Tensor, direction:dict) -> tuple:
 
 def directional_scores(
     model:nn.Module, # in evaluation mode, of any architecture
-    loss,
+    loss, # `loss(logits, y)`: (b,) or (b, findings)
     x:Tensor, # (b, ...)
     y:Tensor, # (b, ...)
     direction:dict, # such as the validation gradient; parameters not in it do not count
@@ -400,7 +405,7 @@ def _one_by_one(model, loss, x:Tensor, y:Tensor, names) -> tuple:
 # %% ../../nbs/5_attribution/01_tracin.ipynb #f8fd2fa9
 def vmap_gradients(
     model:nn.Module, # in evaluation mode, of any architecture
-    loss,
+    loss, # `loss(logits, y)`: (b,) or (b, findings)
     x:Tensor, # (b, ...)
     y:Tensor, # (b, ...)
     names=None, # of the parameters wanted; None: all that require a gradient

@@ -337,7 +337,7 @@ def smoothness(
     data:Data,
     change:float=.1, # standard deviation of the change of the images' weights
     seed:int=0, # of the change
-    device=None,
+    device=None, # the accelerator if there is one
 ) -> float: # -1 to 1; a low one warns that influence does not predict retraining
     "Measure the metasmoothness of a run by two more trainings. Raises `InputError`."
     replay, usual = _Replay(run, data, device), (change, seed) == (.1, 0)
@@ -515,7 +515,7 @@ def along(
     group, # names of training images, left out together
     first_epoch:int=1, # they are left out from this epoch on
     against:str='validation', # split of the target images
-    device=None,
+    device=None, # the accelerator if there is one
 ) -> pd.DataFrame: # index `epoch`, `image`: `effect`, predicted rise of its loss; per finding
     "Follow the effect of a group of images forward through a run. Raises `InputError`."
     replay = _Replay(run, data, device)

@@ -36,7 +36,7 @@ def random_removals(
     data:Data,
     share:float=.05, # of the training images, in each set
     count:int=50, # sets
-    seed:int=0,
+    seed:int=0, # of the random numbers
 ) -> dict: # name -> names of training images
     "Draw sets of training images to leave out. Raises `InputError`."
     train = data.train.index
@@ -199,7 +199,7 @@ def scores_to_compare(
     columns:list, # of the targets, as in `influence`
     groups:dict|None=None, # as `influence` takes them
     first_epoch:int=1, # as of the bank: TracIn adds up the epochs from this one on
-    device=None,
+    device=None, # the accelerator if there is one
 ) -> tuple: # name -> (targets, training images); name -> seconds
     "Compute the usual scores of training images for many targets. Raises `InputError`."
     used, found, seconds = _epochs_to_sum(run), {}, {}
@@ -225,7 +225,7 @@ def scores_to_compare(
 # %% ../../nbs/6_evidence/09_bank.ipynb #bank0028
 def compare_with_bank(
     scores:np.ndarray, # (k, training images), one row per target; positive helps
-    bank:Bank,
+    bank:Bank, # as from `retrain_bank`
     weights:np.ndarray, # (k, validation images, findings) of the targets' losses
 ) -> pd.Series: # `lds`, `low`, `high`, `slope`, `ceiling`, `targets`
     "Compare scores with retrainings: means over the targets. Raises `InputError`."

@@ -26,7 +26,7 @@ from .retraining import retrain, run_side_by_side, without
 def random_subsets(
     n:int, # training images
     count:int=50, # subsets
-    seed:int=0,
+    seed:int=0, # of the random numbers
 ) -> np.ndarray: # (count, n) bool
     "Sample random halves."
     rng = np.random.default_rng([seed, 4]) # 1 to 3 are label noise
@@ -49,10 +49,10 @@ def lds(
 
 # %% ../../nbs/6_evidence/06_faithfulness.ipynb #ev-lds2
 def lds_interval(
-    scores:np.ndarray,
-    subsets:np.ndarray,
-    losses:np.ndarray,
-    resamples:int=200,
+    scores:np.ndarray, # (outputs, training images)
+    subsets:np.ndarray, # (count, training images) bool
+    losses:np.ndarray, # (count, outputs)
+    resamples:int=200, # of subsets
 ) -> dict: # `lds`, the mean over the outputs; `low`, `high`: 95 %, subsets resampled
     "LDS with a confidence interval."
     rng, n = np.random.default_rng(0), len(subsets)
@@ -105,7 +105,7 @@ def head_influence(
     y:np.ndarray, # (n, k)
     x_val:np.ndarray, # (m, features)
     y_val:np.ndarray, # (m, k)
-    strength:float=.01,
+    strength:float=.01, # as in `fit_heads`
     hessian:bool=True, # False: TracIn at the optimum, the dot product of the gradients alone
 ) -> np.ndarray: # (k, m, n): how much the training image lowered the validation image's loss
     "Influence of every training image on every validation image's loss of each finding."
@@ -126,7 +126,7 @@ def retrain_heads(
     x_val:np.ndarray, # (m, features)
     y_val:np.ndarray, # (m, k)
     subsets:np.ndarray, # (count, n) bool: trained on
-    strength:float=.01,
+    strength:float=.01, # as in `fit_heads`
 ) -> np.ndarray: # (count, m, k) validation losses
     "Fit the heads again, to every subset."
     return np.stack([head_losses(x_val, y_val, fit_heads(x[kept], y[kept], strength))

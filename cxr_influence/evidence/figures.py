@@ -60,7 +60,7 @@ def _warn(
 # %% ../../nbs/6_evidence/08_figures.ipynb #d64e9c84
 def plot_influence(
     scores:pd.DataFrame, # with `influence`
-    title:str='Influence of the training images',
+    title:str='Influence of the training images', # of the figure
 ) -> plt.Figure:
     "Draw the distribution of influence, opponents left of zero and proponents right."
     figure, ax = plt.subplots(figsize=(5.6, 2.6), layout='constrained')

@@ -54,9 +54,9 @@ def _check_noise(
 
 # %% ../../nbs/6_evidence/05_label_errors.ipynb #ev-plant2
 def inject_label_noise(
-    frame:pd.DataFrame,
-    noise:LabelNoise,
-    seed:int=0,
+    frame:pd.DataFrame, # as from `read_nih`
+    noise:LabelNoise, # kind, finding and share
+    seed:int=0, # of the random numbers
 ) -> tuple: # noisy frame; (training images, 14) bool: which labels are wrong now
     "Make labels of training images wrong. Raises `InputError`."
     _check_noise(noise, frame)
@@ -76,7 +76,7 @@ def inject_label_noise(
 
 # %% ../../nbs/6_evidence/05_label_errors.ipynb #ev-only
 def only_finding(
-    frame:pd.DataFrame,
+    frame:pd.DataFrame, # as from `read_nih`
     finding:str, # one of the frame's
 ) -> pd.DataFrame: # the others are unknown, NaN
     "Keep the labels of one finding. Raises `InputError`."
@@ -133,8 +133,8 @@ def detected_at(
 # %% ../../nbs/6_evidence/05_label_errors.ipynb #ev-run2
 def noisy_run(
     data:Data,
-    recipe:Recipe,
-    noise:LabelNoise,
+    recipe:Recipe, # of the training
+    noise:LabelNoise, # kind, finding and share
     seed:int, # of the noise and of the training
     out:str|Path, # folder of many such runs
     names=None, # of the valuation methods; None: the nine defaults
@@ -187,7 +187,7 @@ def detected_within(
 def plot_detection(
     trials:list, # of (label-error scores, wrong), one per seed
     names, # of the methods to draw
-    title:str='',
+    title:str='', # of the figure
 ) -> plt.Figure:
     "Plot share found against share inspected: mean and range over seeds."
     figure, ax = plt.subplots(figsize=(4.6, 3.4), layout='constrained')
@@ -280,7 +280,7 @@ def _gap_share(
 def recovered(
     seeds:list, # dicts as from `repairs`, with logits in place of frames; log-odds of classes
     right:pd.DataFrame, # the frame with the right labels
-    resamples:int=500,
+    resamples:int=500, # of patients
     baseline:str='random', # the method to compare with
 ) -> pd.DataFrame: # one row per repair: `auroc`, `recovered` and its interval; `over_random`
     "Measure which share of the gap between noisy and right labels each repair recovers."
@@ -318,7 +318,7 @@ def label_error_auroc(
     error_scores:pd.DataFrame, # label-error scores, index `image`; one column per method
     wrong:pd.Series, # of training images: 1 wrong, 0 right, NaN no answer
     patients:pd.Series, # of the same images
-    resamples:int=1000,
+    resamples:int=1000, # of patients
 ) -> pd.DataFrame: # one row per method: `auroc`, `low`, `high`
     "AUROC of separating label errors, with a 95 % interval over patients. Raises `InputError`."
     known = wrong.dropna()

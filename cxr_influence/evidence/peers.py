@@ -369,7 +369,7 @@ def peer_scores(
     weights:np.ndarray, # (k, validation images, findings) of the targets' losses
     names=tuple(PEERS.index), # some of `PEERS`
     first_epoch:int=1, # images are left out from this epoch on
-    device=None,
+    device=None, # the accelerator if there is one
 ) -> tuple: # name -> (k, training images), positive helps; name -> seconds
     "Score training images for k targets by EK-FAC, SOURCE and TRAK. Raises `InputError`."
     checkpoints, weights = _epochs_to_sum(run), np.asarray(weights, dtype=float)

@@ -108,8 +108,8 @@ def _train_and_predict(
 # %% ../../nbs/6_evidence/01_retraining.ipynb #retr0017
 def retrain(
     data:Data, # its training images are trained on
-    recipe:Recipe,
-    seed:int,
+    recipe:Recipe, # of the training
+    seed:int, # of the training
     rows, # (n,) row numbers of the images predicted
     out:str|Path, # folder of all retrainings; what is kept there is not trained again
     choose_best:bool=False, # predict with the best checkpoint on validation, not the last

@@ -34,7 +34,7 @@ def seed_agreement(
 # %% ../../nbs/6_evidence/07_stability.ipynb #ev-until
 def seeds_until(
     agreement:pd.DataFrame, # as from `seed_agreement`
-    level:float=.7,
+    level:float=.7, # of rank correlation
 ) -> int|None: # None: never
     "Seeds to average for a correlation: measured, else extrapolated by Spearman-Brown."
     enough = agreement.index[agreement.correlation >= level]
@@ -48,7 +48,7 @@ def averaging_gain(
     singles:np.ndarray, # (models, n) the scores of each
     subsets:np.ndarray, # (count, n) bool
     losses:np.ndarray, # (count,) measured after training on each subset
-    resamples:int=200,
+    resamples:int=200, # of subsets
 ) -> dict: # `gain`, `low`, `high`
     "Measure what averaging adds to the LDS of one model, in the mean over the models."
     def gain(i):
@@ -76,7 +76,7 @@ def partial_rank_correlation(
 
 # %% ../../nbs/6_evidence/07_stability.ipynb #ev-known
 def known_facts(
-    frame:pd.DataFrame,
+    frame:pd.DataFrame, # as from `read_nih`
     table:pd.DataFrame, # as from `valuations`, with `loss` and `self_influence`
 ) -> pd.DataFrame: # of the same images
     "Collect what is known of images without their influence."

@@ -240,11 +240,11 @@ def _check_grid(grid:pd.DataFrame, data:Data) -> None:
 # %% ../../nbs/6_evidence/03_subsets.ipynb #d7995559
 def subset_grid(
     scores:pd.Series|pd.DataFrame, # one score per column; index `image`: all training images
-    frame:pd.DataFrame,
+    frame:pd.DataFrame, # as from `read_nih`
     fractions:dict=_FRACTIONS, # mode -> shares of the training images
-    rules=RULES[:4],
+    rules=RULES[:4], # some of `RULES`
     seeds=(0, 1, 2), # of the retraining, and of the random choice
-    whole_patients:bool=False,
+    whole_patients:bool=False, # choose patients, not images
     reference:str|None='random', # rule that the others are compared with; None: none
 ) -> pd.DataFrame: # `_LABELS`, and `kept`: names of the images that stay; all images first
     "Plan the retrainings. Raises `InputError`."

@@ -227,11 +227,11 @@ def _from_history(
 _SCORES = 'influence.csv' # beside it `influence` keeps each checkpoint's scores
 
 def gradient_norms(
-    checkpoints:str|Path,
+    checkpoints:str|Path, # a run's folder
     data:Data,
     out:str|Path, # folder; the scores kept there are those that `valuations` uses
     early:int|None=None, # checkpoints averaged, from the first; None: a fifth of them
-    device=None,
+    device=None, # the accelerator if there is one
 ) -> pd.DataFrame: # `grand`
     "GraNd: the mean norm of each image's gradient (Paul et al. 2021, section 2)."
     run, scores = _epochs_to_sum(checkpoints), Path(out) / _SCORES
@@ -284,9 +284,9 @@ def cross_validated_probabilities(
     checkpoints:str|Path, # of the run whose recipe is followed
     data:Data,
     out:str|Path, # folder; folds that are there are not trained again
-    folds:int=5,
+    folds:int=5, # of patients
     seed:int=0, # of the folds
-    device=None,
+    device=None, # the accelerator if there is one
 ) -> pd.DataFrame: # (training images, 14)
     "Predict each training image by a model of other patients, calibrated on other patients."
     logits = pd.concat(_fold_logits(checkpoints, data, out, folds, seed, device))
@@ -383,7 +383,7 @@ def knn_shapley(
     targets:Tensor, # (n, findings)
     query_features:Tensor, # (m, d) of the validation images
     query_targets:Tensor, # (m, findings)
-    neighbours:int=10,
+    neighbours:int=10, # that vote
     block:int=32, # validation images at a time
 ) -> Tensor: # (n,) float64
     "Exact Shapley values of a nearest-neighbour classifier (Jia et al. 2019, theorem 1)."

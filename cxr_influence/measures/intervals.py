@@ -17,8 +17,8 @@ from .metrics import _names_of
 # %% ../../nbs/3_measures/03_intervals.ipynb #f5c7bc8e
 def patient_weights(
     patients:np.ndarray, # (n,) the patient of each image
-    resamples:int=1000,
-    seed:int=0,
+    resamples:int=1000, # of patients
+    seed:int=0, # of the random numbers
 ) -> np.ndarray: # (resamples, n): how often each image counts
     "Sample patients with replacement (Efron and Tibshirani 1993, by cluster)."
     names, patient = np.unique(patients, return_inverse=True)
@@ -49,7 +49,7 @@ def bootstrap_auroc(
     targets:np.ndarray, # (n, findings); NaN where unknown
     probabilities:np.ndarray, # (n, findings)
     patients:np.ndarray, # (n,)
-    resamples:int=1000,
+    resamples:int=1000, # of patients
     seed:int=0, # two models with one seed see the same patients: their difference is paired
     names=None, # of the columns; None: those of the tables, or our fourteen
 ) -> pd.DataFrame: # (resamples, findings)
@@ -78,7 +78,7 @@ def _mean_auroc(
 
 def percentile_interval(
     samples, # (resamples,) or (resamples, quantities)
-    level:float=.95,
+    level:float=.95, # share of the resamples inside
 ) -> tuple: # lower and upper end
     "Percentile interval; resamples that are NaN do not count."
     levels = [(1 - level) / 2, (1 + level) / 2]
@@ -91,8 +91,8 @@ def paired_difference(
     one:np.ndarray, # (n, 14) a model's probabilities
     other:np.ndarray, # (n, 14) another's, of the same images
     patients:np.ndarray, # (n,)
-    resamples:int=1000,
-    seed:int=0,
+    resamples:int=1000, # of patients
+    seed:int=0, # of the random numbers
 ) -> pd.DataFrame: # index the findings and `macro`; `difference` of AUROC, `low`, `high`
     "AUROC of one model minus another's, in the same patient resamples. Raises `InputError`."
     if np.shape(one) != np.shape(other):
@@ -114,7 +114,7 @@ def paired_difference(
 # %% ../../nbs/3_measures/03_intervals.ipynb #judge002
 def judge_interval(
     low:float, # end of a confidence interval; NaN where there is none
-    high:float,
+    high:float, # its upper end
     than:float=0., # what the number is claimed to be above
     above:bool=True, # or below
 ) -> str: # holds, does not hold, undecided, no interval
@@ -203,7 +203,7 @@ def slice_auroc(
     probabilities:np.ndarray, # (n, 14)
     frame:pd.DataFrame, # of the same images, with `patient`, `sex`, `age`, `view`
     by=_BY, # columns, or tuples of columns
-    resamples:int=500,
+    resamples:int=500, # of patients
     least:int=_LEAST, # patients with, and without, a finding, for it to count in a slice
 ) -> pd.DataFrame: # one row per slice: sizes, macro `auroc`, `auroc_low`, `auroc_high`
     "Macro AUROC of subgroups of the test set, with intervals over patients."
@@ -234,8 +234,8 @@ def underdiagnosis(
     targets:np.ndarray, # (n, 14); NaN where unknown
     positive:np.ndarray, # (n, 14) bool: probabilities at or above their thresholds
     frame:pd.DataFrame, # of the same images, with `patient`, `sex`, `age`, `view`
-    by=_BY,
-    resamples:int=1000,
+    by=_BY, # columns, or tuples of columns
+    resamples:int=1000, # of patients
 ) -> pd.DataFrame: # one row per slice: images with a finding, patients, `rate`, `low`, `high`
     "Share of images with a finding that are predicted to have none (Seyyed-Kalantari 2021)."
     ill, missed = (np.asarray(targets) == 1).any(1), ~np.asarray(positive).any(1)
@@ -270,8 +270,8 @@ def _draw_intervals(
 def plot_intervals(
     table:pd.DataFrame, # one row per mark; its index names the rows
     value:str, # column of the marks; `low` and `high`, or `<value>_low`, are the ends
-    xlabel:str='',
-    title:str='',
+    xlabel:str='', # with its unit
+    title:str='', # of the figure
 ) -> plt.Figure:
     "Draw one value per row with its confidence interval, the first row on top."
     ends = ['low', 'high'] if 'low' in table else [f'{value}_low', f'{value}_high']

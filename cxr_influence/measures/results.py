@@ -53,7 +53,7 @@ def evaluate(
     probabilities:np.ndarray, # (n, 14)
     thresholds:np.ndarray, # (14,), chosen on validation images
     patients:np.ndarray, # (n,)
-    resamples:int=1000,
+    resamples:int=1000, # of patients
 ) -> pd.DataFrame: # one row per finding and average; `attrs['undefined_findings']` has reasons
     "All metrics, AUROC with its interval over patients. Raises `InputError` on shapes and NaN."
     y, p = np.asarray(targets), np.asarray(probabilities)
@@ -80,7 +80,7 @@ _SHOWN = {'auprc': 'AUPRC', 'f1': 'F1', 'sensitivity': 'sens.', 'specificity': '
 
 def show_results(
     table:pd.DataFrame, # as from `evaluate`
-    digits:int=3,
+    digits:int=3, # after the point
 ) -> pd.DataFrame: # text, ready for a page
     "Put the interval beside its number, and round."
     def text(value): return '–' if pd.isna(value) else f'{value:.{digits}f}'
@@ -120,7 +120,7 @@ def _draw_published(
 # %% ../../nbs/3_measures/04_results.ipynb #a442141a
 def plot_findings(
     table:pd.DataFrame, # as from `evaluate`
-    title:str='Test AUROC by finding',
+    title:str='Test AUROC by finding', # of the figure
     published:pd.DataFrame|None=None, # index the findings; a column of AUROC per source
 ) -> plt.Figure:
     "Draw AUROC and interval of every finding."

@@ -446,11 +446,11 @@ def answers(self:Review) -> pd.DataFrame: # as from `read_review`
 
 # %% ../../nbs/7_review/01_queue.ipynb #rvq00055
 def simulate_review(
-    queue:Queue,
+    queue:Queue, # as from `review_queue`
     truth:pd.DataFrame, # (images, findings) right labels, NaN: unsure
-    path:str|Path='review.csv',
+    path:str|Path='review.csv', # `….csv`, to be written
     error:float=.05, # share of wrong answers
-    reviewer:str='simulated',
+    reviewer:str='simulated', # her name in the file
     seed:int=0, # of the errors
 ) -> pd.DataFrame: # her answers
     "Answer what waits in a queue as a reviewer does who sometimes errs. Raises `InputError`."
@@ -521,7 +521,7 @@ def _pairs(asked:pd.DataFrame): # yields shown, a reviewer, another, (labels, 2)
 def review_agreement(
     answers:pd.DataFrame, # as from `read_review`, of one or several files
     data:Data,
-    resamples:int=500,
+    resamples:int=500, # of patients
 ) -> pd.DataFrame: # a row per pair: `labels`, `agreement`, `kappa`, `low`, `high`
     "Agreement by Cohen's kappa (1960), 95 % interval over patients. Raises `InputError`."
     rows, names = {}, match_names(answers.image, data.frame.index)
@@ -712,7 +712,7 @@ def correction_gains(
     logits:dict, # (name of the data, seed) -> held-out logits, as from `retrain`
     frame:pd.DataFrame, # with the held-out images' labels
     reference:str, # name of the data to compare with
-    resamples:int=500,
+    resamples:int=500, # of patients
 ) -> pd.DataFrame: # one row per data: `auroc`, `gain`, `low`, `high`
     "Compare training data by held-out AUROC, paired by seed and patient. Raises `InputError`."
     seeds = {}

@@ -139,7 +139,7 @@ class Checkpoint:
 # %% ../../nbs/4_training/04_checkpoints.ipynb #4b2ec2d9
 def save_checkpoint(
     folder:str|Path, # made whole or not at all
-    model:nn.Module,
+    model:nn.Module, # that is trained
     optimizer:torch.optim.AdamW|None, # None: its moments are not known
     facts:dict, # JSON
     averaged:nn.Module|None=None, # the running average of the model's weights

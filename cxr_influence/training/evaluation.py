@@ -49,7 +49,7 @@ def _predict_split(
 
 # %% ../../nbs/4_training/07_evaluation.ipynb #ebcda97b
 def evaluate_checkpoint(
-    checkpoint:Checkpoint,
+    checkpoint:Checkpoint, # as from `list_checkpoints`
     data:Data, # with validation and test images
     device=None, # None: the best there is
 ) -> Evaluation:

@@ -90,7 +90,7 @@ def import_checkpoint(
     learning_rate:float|None=None, # mean since the checkpoint before
     data:Data|None=None, # it was trained on; at the size at which images enter the model
     out:str|Path|None=None, # folder of the run, which gets `epoch_001`
-    epoch:int=1,
+    epoch:int=1, # its number
     **known, # `outputs` of the head in their order; `validation_loss`, `seed`, ...
 ) -> Checkpoint:
     "Make a checkpoint of a model that was trained elsewhere. Raises `InputError`."

@@ -29,10 +29,10 @@ from .networks import _weights_sum, make_model, smooth_network
 # %% ../../nbs/4_training/05_loop.ipynb #8ce6f00a
 @torch.no_grad()
 def predict(
-    model:nn.Module,
+    model:nn.Module, # (b, 3, size, size) -> logits
     data:Data,
     rows, # (n,) row numbers
-    batch_size:int=128,
+    batch_size:int=128, # images at once
 ) -> Tensor: # (n, findings) logits, on the CPU
     "Compute the rows' logits on the model's device; its mode stays as it was."
     mode, device = model.training, next(model.parameters()).device

@@ -50,8 +50,8 @@ def focal_loss(
 # %% ../../nbs/4_training/01_losses.ipynb #efc5b96d
 def class_weights(
     targets:Tensor, # (n, 14) of the training images; NaN where unknown
-    low:float=1.,
-    high:float=8.,
+    low:float=1., # smallest weight
+    high:float=8., # largest weight
 ) -> Tensor: # (14,) float32
     "Weigh a present finding by absent over present, clamped to [`low`, `high`]."
     present, known = targets.nan_to_num(0).sum(0), (~targets.isnan()).sum(0)

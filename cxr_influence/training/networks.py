@@ -96,7 +96,7 @@ def _average_pool(pool:nn.MaxPool2d) -> nn.AvgPool2d: # over the same windows
 def smooth_network(
     model:nn.Module, # as from `make_model`; changed in place
     smooth:bool=True, # False: scale its logits alone
-    logit_scale:float=1.,
+    logit_scale:float=1., # factor of the logits
 ) -> nn.Module: # with the same parameters and buffers
     "Put SiLU for ReLU, averages for maxima, and scale the logits."
     for parent in [*model.modules()] if smooth else []:
@@ -279,8 +279,8 @@ def make_model(
 # %% ../../nbs/4_training/02_networks.ipynb #5f36cdae
 def match_weights(
     weights:str|Path, # as `make_model` takes them
-    backbone:str='densenet121',
-    image_size:int|None=None,
+    backbone:str='densenet121', # as in `make_model`
+    image_size:int|None=None, # pixels
     outputs=None, # what the outputs in the file are, in their order
 ) -> pd.DataFrame: # one row per tensor: `in the file`, `here`, `what`, `shape`
     "Show which tensors of a file are found, renamed, left out or new. Raises `InputError`."
@@ -289,7 +289,7 @@ def match_weights(
 
 # %% ../../nbs/4_training/02_networks.ipynb #1cab00bd
 def weights_checksum(
-    model:nn.Module,
+    model:nn.Module, # any
 ) -> str: # twelve hexadecimal digits
     "Identify a model's parameters and buffers, byte for byte."
     digest = hashlib.sha256()

@@ -385,7 +385,7 @@ def _bar(self:_Training): # as from `_progress`
 def fit(
     data:Data,
     out:str|Path, # folder for the checkpoints
-    recipe:Recipe=Recipe(),
+    recipe:Recipe=Recipe(), # of the training
     seed:int=0, # of the new weights, the images' order and their augmentation
     device=None, # the accelerator if there is one
     save_minutes:float=5, # between states from which a killed run resumes; 0: every step
@@ -419,7 +419,7 @@ def _folder_of(run:dict, under:Path) -> Path: # named after the settings
 
 def trained(
     data:Data,
-    recipe:Recipe=Recipe(),
+    recipe:Recipe=Recipe(), # of the training
     seed:int=0, # of the new weights, the images' order and their augmentation
     under:str|Path='_runs/trained', # folder of the runs; `_runs` is the project's
     **settings, # `device`, `save_minutes` and `after_epoch`, as `fit` takes them
