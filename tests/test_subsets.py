@@ -557,3 +557,11 @@ def test_scores_are_one_column_without_gaps(rng):
     gaps = table.influence.where(table['rank'] != 4)
     assert '4.png has no score' in sentence(kept_images, gaps, 'remove', 'top', .3)
     assert 'Unknown rule None' in sentence(kept_images, table.influence, 'remove', None, .3)
+
+def test_a_difference_has_the_error_of_its_seeds(rng):
+    keys = [(score, 'remove', rule, .3, seed, 'epochs') for score, rule in [('a', 'top'), ('chance', 'random')] for seed in range(3)]
+    value = np.array([.6, .7, .8, .7, .7, .7])[:, None] + rng.normal(0, 1e-6, (6, 501)) # seeds differ, patients do not
+    columns = pd.MultiIndex.from_product([['macro'], range(501)], names=['finding', 'resample'])
+    draws = pd.DataFrame(value, pd.MultiIndex.from_tuples(keys, names=_KEYS), columns)
+    row = compare(draws).set_index('rule').loc['top']
+    assert row.low < -.15 and row.high > .15
