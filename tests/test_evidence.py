@@ -178,6 +178,7 @@ def test_lds_of_sums_and_of_noise(rng):
     assert np.allclose(lds(scores[0][::-1], subsets, losses[:, 0]), plain)
     table = lds_interval(scores, subsets, losses + 5 * rng.normal(size=losses.shape), 50) # nearer to 1, ties of resampling bias it
     assert table['low'] <= table['lds'] <= table['high'] <= 1
+    assert lds_interval(scores[0], subsets, losses[:, 0], 20)['lds'] == 1 # one output, as one column
     with refused('for 3 outputs and 80 training images'): lds(scores[:2], subsets, losses)
 
 def test_lds_is_that_of_dattri(rng):

@@ -59,7 +59,7 @@ def lds_interval(
     whole = np.nanmean(lds(scores, subsets, losses))
     draws = np.array([np.nanmean(lds(scores, subsets[i], losses[i]))
                       for i in rng.integers(n, size=(resamples, n))])
-    if losses.shape[1] > 1: # resampling lowers each correlation, which averages do not hide
+    if losses[0].size > 1: # resampling lowers each correlation, which averages do not hide
         draws = np.clip(draws + 2 * (whole - np.nanmean(draws)), -1, 1)
     low, high = percentile_interval(draws)
     return {'lds': whole, 'low': low, 'high': high}
