@@ -241,6 +241,41 @@ def test_a_machine_that_works_elsewhere_finds_the_same_files(sums, tmp_path, mon
     (tmp_path/'b/own.csv').write_text('x\n5\n')
     assert result(ask()) == 1 + 5
 
+def training_of(folder, identity, epoch=1):
+    "What tells whose the checkpoints in a folder are."
+    (folder/f'epoch_{epoch:03d}').mkdir(parents=True, exist_ok=True)
+    (folder/f'epoch_{epoch:03d}/checkpoint.json').write_text(json.dumps(dict(epoch=epoch) | ({'run': identity} if identity else {})))
+
+@pytest.mark.parametrize('identity, same', [('first', True), ('second', False), (None, True)]) # earlier versions gave none
+def test_a_folder_that_holds_another_training_is_another_run(tmp_path, monkeypatch, identity, same):
+    monkeypatch.chdir(tmp_path)
+    cell = 'checkpoints: str = "ck"\nkept: str = "shared"\nout: str = "by-hand"'
+    folder = module.start_run('tiny', dict(checkpoints='ck', kept='shared', out='by-hand', In=['', cell]), keeps=['checkpoints', 'kept'])
+    training_of(tmp_path/'ck', 'first')
+    module.end_run(pd.DataFrame([dict(result=n)]))
+    wanted = dict(parameters=_read_record(folder)['parameters'])
+    assert module._is_complete(folder, wanted)
+    shutil.rmtree('ck')
+    assert module._is_complete(folder, wanted) # there is none
+    training_of(tmp_path/'ck', identity)
+    assert module._is_complete(folder, wanted) == same
+    assert module._differences(_read_record(folder), wanted) == ([] if same else ['checkpoints'])
+
+def test_a_link_that_leads_nowhere_stops_no_run(tmp_path):
+    (tmp_path/'images').mkdir()
+    (tmp_path/'images/a.png').write_bytes(b'pixels')
+    (tmp_path/'images/b.png').symlink_to(tmp_path/'gone.png')
+    before = module._stamp(tmp_path/'images')
+    (tmp_path/'gone.png').write_bytes(b'back')
+    assert before and module._stamp(tmp_path/'images') != before
+
+def test_a_plan_knows_how_long_other_runs_took(tiny, tmp_path):
+    for name, status, seconds in [('a=8', 'complete', 30.), ('other/a=9', 'complete', 50.), ('a=9', 'failed', 1.), ('a=8/earlier/1', 'complete', 999.)]:
+        module._note(tmp_path/'_runs/tiny'/name, status=status, seconds=seconds)
+    assert plan(tiny, {'a': [1., 2.]}, name='mine').seconds.tolist() == [40., 40.]
+    module._note(tmp_path/'_runs/tiny/a=8', seconds=None)
+    assert plan(tiny, {'a': [1.]}, runs=tmp_path/'none').seconds.isna().all()
+
 def test_repeat_says_whether_the_numbers_agree(tiny, tmp_path):
     folder = run(tiny, a=n)
     assert repeat(folder).agrees.all() and executed(tmp_path) == 2
