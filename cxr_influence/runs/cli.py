@@ -340,7 +340,7 @@ def cxr_collect(
 # %% ../../nbs/8_runs/05_cli.ipynb #cli053
 @_command
 def cxr_report(
-    folders:list=(), # Of runs (default: those in _runs that share the newest training)
+    folders:list=(), # Of runs or sweeps (default: in _runs those of the newest training)
     output:str='results/report.html', # File that needs no other
     title:str=None, # Of the document (default: what it is about)
 ):
