@@ -6,6 +6,8 @@ from pathlib import Path
 import nbformat, numpy as np, pandas as pd, papermill, pytest
 
 from conftest import FORKS, Script, refused, sentence
+from cxr_influence.data.files import InputError
+from cxr_influence.review.queue import read_review
 from cxr_influence.runs import runs as module
 from cxr_influence.runs.parameters import (_read_parameters, check_parameters, experiments,
     parameters_of)
@@ -57,6 +59,23 @@ def test_a_parameter_comes_as_number_text_list_or_scalar(kind, given, wanted):
 def test_what_does_not_fit_is_refused_by_name(kind, given):
     said = sentence(check_parameters, {'x': given}, first(kind))
     assert said.startswith('x is ') and 'a comment' in said and first(kind)[0].kind in said and len(said) < 200
+
+def test_the_answers_of_one_reviewer_are_hers_alone(tmp_path):
+    "In the experiment `relabelled`, so that numbers, rates and corrected labels are of the same answers."
+    cell = next(one for one in nbformat.read(experiments()['relabelled'], 4).cells if one.id == 'rlb00007')
+    def answers(name, **reviewers):
+        rows = [dict(image=f'{number}.png', finding='Mass', old=0, new=1, reviewer=one, seconds=3, time='2026-01-31T12:00:00+00:00', shown='flagged')
+                for one, count in reviewers.items() for number in range(count)]
+        pd.DataFrame(rows).to_csv(tmp_path/name, index=False)
+        return str(tmp_path/name)
+    given = dict(review=answers('a.csv', anna=3, ben=7), random_review=answers('b.csv', anna=2, ben=5), seeds=[0, 1], out=tmp_path/'out')
+    (tmp_path/'out').mkdir()
+    for reviewer, counts in [('anna', (3, 2)), ('ben', (7, 5)), (None, (10, 7))]:
+        names = dict(given, reviewer=reviewer, read_review=read_review, InputError=InputError)
+        exec(cell.source, names)
+        files = [names[part][seed] for part in ('by_score', 'at_random') for seed in (0, 1)]
+        assert [len(read_review(file)) for file in files] == [counts[0]] * 2 + [counts[1]] * 2
+    with refused('a.csv has no answer of eve'): exec(cell.source, names | dict(reviewer='eve'))
 
 def test_defaults_are_read_as_python_reads_them():
     found = {one.name: one for one in _read_parameters('%time\na: str = "x = 1 # no" # a = b\nb: list[int] = [1, # one\n  2] # two\nc = 5\nd: float = 1 / 3')}
