@@ -215,7 +215,8 @@ def test_a_repeated_run_with_other_numbers_is_told(here, tmp_path):
 
 @pytest.mark.parametrize('words, answer', [
     (['-p', 'a=two'], 'a is'), (['-p', 'c=3'], "no parameter 'c'"), (['-p', 'a'], 'name=value'), (['-p', 'a=1', '-p', 'a=2'], 'twice'),
-    (['-p', 'b=nan'], 'b is'), (['--runs', 'addition.ipynb'], 'runs'), (['--name', '../../elsewhere'], 'name')], ids=str)
+    (['-p', 'b=nan'], 'b is'), (['--runs', 'addition.ipynb'], 'runs'), (['--name', '../../elsewhere'], 'name'),
+    (['-p', 'name=x'], 'name is an argument of every run'), (['-p', 'runs=x'], 'rename the parameter')], ids=str)
 def test_a_run_that_cannot_be_is_refused_before_it_begins(here, tmp_path, words, answer):
     made = notebook(tmp_path)
     code, text = here('cxr_run', made, *words)
@@ -293,6 +294,42 @@ def test_bad_words_are_refused(here, tmp_path, words, answer):
     assert code == (2 if answer else 0) and (answer or 'experiments: ') in text and 'Traceback' not in text, text
     assert list(tmp_path.iterdir()) == []
 
+@pytest.mark.parametrize('name', ['workers', 'name', 'grid'])
+def test_a_parameter_with_the_name_of_an_argument_is_refused_in_a_sweep(here, tmp_path, name):
+    (tmp_path/'grid.yaml').write_text('a: [1]')
+    code, text = here('cxr_sweep', notebook(tmp_path), '-f', 'grid.yaml', '-p', f'{name}=1', '--dry-run')
+    assert code == 2 and f'{name} is an argument' in text and 'Traceback' not in text, text
+
+def test_the_home_folder_is_found_after_an_equals_sign(here, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path/'home'))
+    start = tmp_path/'home/runs/addition/one'
+    start.mkdir(parents=True)
+    (start/'run.json').write_text(json.dumps(dict(experiment='addition', status='failed', error='no')))
+    code, text = here('cxr_collect', '~/runs', '--output=~/t.csv')
+    assert code == 0 and len(pd.read_csv(tmp_path/'home/t.csv')) == 1 and not (tmp_path/'~').exists(), text
+    (tmp_path/'grid.yaml').write_text('- {data: ~/d, others: [~/e, f~]}')
+    assert cli._read_grid('grid.yaml', {}) == [dict(data=f'{tmp_path}/home/d', others=[f'{tmp_path}/home/e', 'f~'])]
+    assert cli._pairs(['data=~/d', 'text=a~/b']) == dict(data=f'{tmp_path}/home/d', text='a~/b')
+
+def test_the_reason_of_a_failure_is_printed_to_its_end(here, tmp_path):
+    reason = f'{"a/long/path/" * 9}labels.csv, row 17: Effusion is {"x" * 70}: write 1 or 0.'
+    for name, facts in dict(good=dict(status='complete'), bad=dict(status='failed', error=reason)).items():
+        (tmp_path/f'runs/{name}').mkdir(parents=True)
+        (tmp_path/f'runs/{name}/run.json').write_text(json.dumps(dict(experiment='addition') | facts))
+        (tmp_path/f'runs/{name}/row.csv').write_text('total\n3\n')
+    code, text = here('cxr_collect', 'runs')
+    assert code == 0 and ' '.join(text.split()).endswith(f'bad: {reason}'), text
+
+def test_a_step_is_named_by_what_is_not_the_default_and_the_next_one_can_be_pasted(here, tmp_path, monkeypatch):
+    from cxr_influence.runs import runs
+    asked = []
+    monkeypatch.setattr(runs, 'run', lambda experiment, again, **given: asked.append(given) or tmp_path/'one')
+    monkeypatch.setattr(pipeline, '_root_of', lambda checkpoints, data: 'd')
+    (tmp_path/'one').mkdir()
+    code, text = here('cxr_influence', '--checkpoints', 'ck ü', '--output', 'my results/a.csv')
+    assert code == 0 and asked == [dict(data='d', checkpoints='ck ü')]
+    assert text.splitlines()[-1].endswith("--checkpoints 'ck ü' --scores 'my results/a.csv'"), text
+
 # --- refused before the work
 
 @pytest.mark.parametrize('words, answer', [
@@ -310,7 +347,8 @@ def test_bad_words_are_refused(here, tmp_path, words, answer):
     (['cxr_demo', '--seeds', 0], 'seeds is 0'), (['cxr_demo', '--epochs', 0], 'epochs is 0'), (['cxr_demo', '--n', 3], 'n=3 is invalid'),
     (['cxr_demo', '--data', 'nowhere'], 'No data in nowhere'), (['cxr_demo', '--results', 'scores.csv'], 'results is scores.csv'),
     (['cxr_phantom', 'scores.csv/phantom'], 'cannot be written'), (['cxr_phantom', 'x', '--label-errors', 2], 'label_errors'),
-    (['cxr_download', '--archives', '13'], '13'), (['cxr_download', '--out', 'scores.csv'], 'out is scores.csv')], ids=lambda words: ' '.join(map(str, words)) if isinstance(words, list) else '')
+    (['cxr_download', '--archives', '13'], '13'), (['cxr_download', '--out', 'scores.csv'], 'out is scores.csv'),
+    (['cxr_download', '--plan', '--source', 'kaggle', '--archives', 1], 'do not give --archives')], ids=lambda words: ' '.join(map(str, words)) if isinstance(words, list) else '')
 def test_what_cannot_be_is_refused_before_the_work(here, tmp_path, words, answer):
     (tmp_path/'scores.csv').write_text('image,influence\na.png,1\n')
     code, text = here(*words)

@@ -12,6 +12,7 @@ from cxr_influence.data.files import InputError
 from cxr_influence.data.labels import FINDINGS
 from cxr_influence.runs import report as module
 from cxr_influence.runs.report import report
+from cxr_influence.runs.runs import _checksums as checksums
 
 EVIL = '<script>alert("1")</script><img src=x onerror=alert(1)>'
 
@@ -385,6 +386,7 @@ def test_a_study_is_the_runs_of_one_training(tmp_path, rng):
     subsets(tmp_path/'subsets/of-a', rng, 'select', parameters=dict(mode='select', **made['a']))
     influence(tmp_path/'influence/of-b', rng, parameters=made['b'])
     start(tmp_path/'subsets/failed', 'subsets', status='failed', parameters=dict(mode='remove', **made['a']))
+    for folder, day in [(first, 2), (second, 1)]: (folder/'run.json').write_text(json.dumps(module._read_run(folder).facts | dict(start=f'2026-01-0{day}')))
     found = module.find_study(tmp_path)
     assert {part: folder.name for part, folder in found.items()} == {'baseline': 'run-a', 'influence': 'of-a', 'select': 'of-a'}
     assert module.find_study(tmp_path/'nowhere') == {}
@@ -400,15 +402,70 @@ def made(folder, checkpoints, start_time, **more):
     return start(folder, more.pop('experiment', folder.parent.name), start=start_time, parameters=dict(checkpoints=checkpoints) | more)
 
 @pytest.mark.parametrize('older, newer', [('_runs/baseline/demo/checkpoints', 'checkpoints'), ('ckpt_old', './ckpt_new'), ('/s/one', '/s/two')])
-def test_a_study_has_one_training(tmp_path, older, newer):
+def test_a_study_has_the_newest_training(tmp_path, older, newer, capsys):
     first = made(tmp_path/'baseline/demo', None if 'demo' in older else older, '2026-01-01T00:00')
     scored = made(tmp_path/'influence/demo', older, '2026-01-01T00:01')
     removed = made(tmp_path/'subsets/demo-r', older, '2026-01-01T00:02', mode='remove')
     second = made(tmp_path/'baseline/nih', newer.removeprefix('./'), '2026-01-02T00:00')
+    assert module.find_study(tmp_path) == dict(baseline=second)
+    assert f'{second}, has no scores yet; {first} has' in capsys.readouterr().err
     again = made(tmp_path/'influence/nih', newer, '2026-01-02T00:01')
+    assert module.find_study(tmp_path) == dict(baseline=second, influence=again) and not capsys.readouterr().err
+    (second/'run.json').unlink()
     assert module.find_study(tmp_path) == dict(baseline=first, influence=scored, remove=removed)
-    (removed/'run.json').unlink()
-    assert module.find_study(tmp_path) == dict(baseline=second, influence=again)
+
+def test_runs_of_a_named_sweep_belong_to_a_study_and_a_folder_of_runs_is_enough(tmp_path, rng):
+    folders = [baseline(tmp_path/f'baseline/mine/seed={seed}', rng, parameters=dict(seed=seed), start=f'2026-01-0{seed + 1}') for seed in range(2)]
+    baseline(folders[1]/'earlier/1', rng, parameters=dict(seed=9), start='2026-02-02')
+    assert module.find_study(tmp_path) == dict(baseline=folders[1])
+    several = sound(page(tmp_path/'baseline/mine', tmp_path))
+    assert [title.get_text() for title in several.find_all('h3', string=re.compile('Test results'))] == [f'Test results (seed {seed})' for seed in range(2)]
+    assert len(sound(page(str(folders[0]), tmp_path)).find_all('h3', string='Test results')) == 1
+    assert module.summarise(folders[0]) == module.summarise([folders[0]])
+
+@pytest.mark.parametrize('name', ['row.csv', 'history.csv', 'extra.csv'])
+@pytest.mark.parametrize('harm', ['edited', 'missing'])
+def test_numbers_of_a_table_that_was_changed_are_not_shown(study, tmp_path, name, harm):
+    pd.DataFrame(dict(value=[1])).to_csv(study[0]/'extra.csv', index=False)
+    facts = module._read_run(study[0]).facts
+    (study[0]/'run.json').write_text(json.dumps(facts | dict(results=checksums(study[0]))))
+    assert page(study, tmp_path).find('h2', string='The classifier')
+    if harm == 'edited': (study[0]/name).write_text('auroc,value\n0.98765,2\n')
+    else: (study[0]/name).unlink()
+    soup = sound(page(study, tmp_path))
+    assert f'The classifier is damaged: missing or changed since: {name}; run it again' in summary(soup)
+    assert not soup.find('h2', string='The classifier') and not soup.find('a', string='baseline-run-1-history.csv') and '98765' not in str(soup)
+    assert 'baseline' not in module.find_study(tmp_path)
+    with pytest.raises(InputError, match=f'No run is complete: .* is damaged.*{name}'): report([study[0]], tmp_path/'none.html')
+
+def test_several_data_sets_are_all_named(tmp_path, rng):
+    folders = [baseline(tmp_path/f'baseline/{name}', rng, parameters=dict(data=str(tmp_path/name)), data=f'{name}-0') for name in ('nih', 'own')]
+    folders.append(influence(tmp_path/'influence/a', rng, parameters=dict(data=str(tmp_path/'moved/nih')), data='nih-0')) # the same labels
+    soup = sound(page(folders, tmp_path))
+    assert soup.h1.get_text().endswith('nih, own') and 'These runs used 2 data sets: nih, own.' in summary(soup)
+    assert 'nih, own' in soup.header.dl.get_text()
+    assert 'data sets' not in summary(page([folders[0], folders[2]], tmp_path))
+
+def test_labels_that_have_changed_since_are_not_shown_beside_the_scores(tmp_path, rng, phantom):
+    data = load_data(phantom, 32, stores=tmp_path/'stores')
+    folders = [influence(tmp_path/f'influence/{name}', rng, list(data.train.index), data=noted)
+               for name, noted in dict(same=data.fingerprint, earlier=data.fingerprint.partition('-')[0], other='0123456789ab-12345678').items()]
+    for folder in folders:
+        text, shown = module._inspect(module._read_run(folder), data, 3)[0].blocks
+        hidden = folder.name == 'other'
+        assert ('have changed since' in text['html']) == hidden and all((image['source'] is None) == hidden for image in shown['images'])
+        assert all((image['label'] == 'label not at hand') == hidden for image in shown['images'])
+
+def test_many_runs_of_subsets_are_all_in_a_table_and_the_first_of_each_mode_in_full(tmp_path, rng):
+    folders = [subsets(tmp_path/f'subsets/{mode}-{margin}', rng, mode, parameters=dict(mode=mode, margin=margin))
+               for mode in ('remove', 'select') for margin in range(5)]
+    for folder in folders: pd.DataFrame([dict(auroc_top=rng.uniform())]).to_csv(folder/'row.csv', index=False)
+    soup = sound(page(folders, tmp_path))
+    table = soup.find('caption', string='One row per run').find_parent('table')
+    assert len(table.tbody.find_all('tr')) == 10 and '2 of these 10 runs are in this table only' in soup.get_text()
+    titles = [title.get_text() for title in soup.find_all('h3', string=re.compile('^Subsets: '))]
+    assert titles == [f'Subsets: {mode} images (margin {margin})' for mode in ('remove', 'select') for margin in range(4)]
+    assert all(f'How small ({way}ing; margin {margin}).' in summary(soup) for way in ('remov', 'select') for margin in range(4))
 
 def test_numbers_of_many_runs_are_readable(tmp_path, rng):
     folders = [baseline(tmp_path/f'baseline/run-{k}', rng) for k in range(2)]

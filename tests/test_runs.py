@@ -6,6 +6,8 @@ from pathlib import Path
 import nbformat, numpy as np, pandas as pd, papermill, pytest
 
 from conftest import FORKS, Script, refused, sentence
+from cxr_influence.data.files import InputError
+from cxr_influence.review.queue import read_review
 from cxr_influence.runs import runs as module
 from cxr_influence.runs.parameters import (_read_parameters, check_parameters, experiments,
     parameters_of)
@@ -57,6 +59,23 @@ def test_a_parameter_comes_as_number_text_list_or_scalar(kind, given, wanted):
 def test_what_does_not_fit_is_refused_by_name(kind, given):
     said = sentence(check_parameters, {'x': given}, first(kind))
     assert said.startswith('x is ') and 'a comment' in said and first(kind)[0].kind in said and len(said) < 200
+
+def test_the_answers_of_one_reviewer_are_hers_alone(tmp_path):
+    "In the experiment `relabelled`, so that numbers, rates and corrected labels are of the same answers."
+    cell = next(one for one in nbformat.read(experiments()['relabelled'], 4).cells if one.id == 'rlb00007')
+    def answers(name, **reviewers):
+        rows = [dict(image=f'{number}.png', finding='Mass', old=0, new=1, reviewer=one, seconds=3, time='2026-01-31T12:00:00+00:00', shown='flagged')
+                for one, count in reviewers.items() for number in range(count)]
+        pd.DataFrame(rows).to_csv(tmp_path/name, index=False)
+        return str(tmp_path/name)
+    given = dict(review=answers('a.csv', anna=3, ben=7), random_review=answers('b.csv', anna=2, ben=5), seeds=[0, 1], out=tmp_path/'out')
+    (tmp_path/'out').mkdir()
+    for reviewer, counts in [('anna', (3, 2)), ('ben', (7, 5)), (None, (10, 7))]:
+        names = dict(given, reviewer=reviewer, read_review=read_review, InputError=InputError)
+        exec(cell.source, names)
+        files = [names[part][seed] for part in ('by_score', 'at_random') for seed in (0, 1)]
+        assert [len(read_review(file)) for file in files] == [counts[0]] * 2 + [counts[1]] * 2
+    with refused('a.csv has no answer of eve'): exec(cell.source, names | dict(reviewer='eve'))
 
 def test_defaults_are_read_as_python_reads_them():
     found = {one.name: one for one in _read_parameters('%time\na: str = "x = 1 # no" # a = b\nb: list[int] = [1, # one\n  2] # two\nc = 5\nd: float = 1 / 3')}
@@ -240,6 +259,41 @@ def test_a_machine_that_works_elsewhere_finds_the_same_files(sums, tmp_path, mon
     assert result(ask()) == 3 and _read_record(folder)['start'] == begun
     (tmp_path/'b/own.csv').write_text('x\n5\n')
     assert result(ask()) == 1 + 5
+
+def training_of(folder, identity, epoch=1):
+    "What tells whose the checkpoints in a folder are."
+    (folder/f'epoch_{epoch:03d}').mkdir(parents=True, exist_ok=True)
+    (folder/f'epoch_{epoch:03d}/checkpoint.json').write_text(json.dumps(dict(epoch=epoch) | ({'run': identity} if identity else {})))
+
+@pytest.mark.parametrize('identity, same', [('first', True), ('second', False), (None, True)]) # earlier versions gave none
+def test_a_folder_that_holds_another_training_is_another_run(tmp_path, monkeypatch, identity, same):
+    monkeypatch.chdir(tmp_path)
+    cell = 'checkpoints: str = "ck"\nkept: str = "shared"\nout: str = "by-hand"'
+    folder = module.start_run('tiny', dict(checkpoints='ck', kept='shared', out='by-hand', In=['', cell]), keeps=['checkpoints', 'kept'])
+    training_of(tmp_path/'ck', 'first')
+    module.end_run(pd.DataFrame([dict(result=n)]))
+    wanted = dict(parameters=_read_record(folder)['parameters'])
+    assert module._is_complete(folder, wanted)
+    shutil.rmtree('ck')
+    assert module._is_complete(folder, wanted) # there is none
+    training_of(tmp_path/'ck', identity)
+    assert module._is_complete(folder, wanted) == same
+    assert module._differences(_read_record(folder), wanted) == ([] if same else ['checkpoints'])
+
+def test_a_link_that_leads_nowhere_stops_no_run(tmp_path):
+    (tmp_path/'images').mkdir()
+    (tmp_path/'images/a.png').write_bytes(b'pixels')
+    (tmp_path/'images/b.png').symlink_to(tmp_path/'gone.png')
+    before = module._stamp(tmp_path/'images')
+    (tmp_path/'gone.png').write_bytes(b'back')
+    assert before and module._stamp(tmp_path/'images') != before
+
+def test_a_plan_knows_how_long_other_runs_took(tiny, tmp_path):
+    for name, status, seconds in [('a=8', 'complete', 30.), ('other/a=9', 'complete', 50.), ('a=9', 'failed', 1.), ('a=8/earlier/1', 'complete', 999.)]:
+        module._note(tmp_path/'_runs/tiny'/name, status=status, seconds=seconds)
+    assert plan(tiny, {'a': [1., 2.]}, name='mine').seconds.tolist() == [40., 40.]
+    module._note(tmp_path/'_runs/tiny/a=8', seconds=None)
+    assert plan(tiny, {'a': [1.]}, runs=tmp_path/'none').seconds.isna().all()
 
 def test_repeat_says_whether_the_numbers_agree(tiny, tmp_path):
     folder = run(tiny, a=n)

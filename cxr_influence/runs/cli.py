@@ -6,7 +6,7 @@
 __all__ = ['cxr_run', 'cxr_sweep', 'cxr_collect', 'cxr_report']
 
 # %% ../../nbs/8_runs/05_cli.ipynb #cli003
-import argparse, logging, os, re, shutil, signal, sys, tempfile
+import argparse, logging, os, re, shutil, signal, sys, tempfile, textwrap
 from contextlib import contextmanager
 from functools import partial, wraps
 from inspect import Parameter
@@ -95,6 +95,13 @@ def _one_sentence(
     finally: signal.signal(signal.SIGTERM, before)
 
 # %% ../../nbs/8_runs/05_cli.ipynb #cli017
+def _at_home(value): # of an option, of a parameter or in a grid
+    "Put the home folder in the place of a `~` that the shell has left at a beginning."
+    if isinstance(value, str): return os.path.expanduser(value)
+    if isinstance(value, list): return [_at_home(one) for one in value]
+    if isinstance(value, dict): return {name: _at_home(one) for name, one in value.items()}
+    return value
+
 def _command(
     function=None,
     epilog=lambda words: '', # words of the command line -> text under the options
@@ -106,7 +113,8 @@ def _command(
     def command(words:list|None=None): # those of the command line, where not given
         words = [dashes(word) for word in (sys.argv[1:] if words is None else words)]
         with _one_sentence(function.__name__):
-            return function(**vars(_parser(function, epilog(words)).parse_args(words)))
+            given = vars(_parser(function, epilog(words)).parse_args(words))
+            return function(**_at_home(given))
     return command
 
 # %% ../../nbs/8_runs/05_cli.ipynb #cli020
@@ -151,6 +159,7 @@ def _experiment_help(words:list) -> str: # of the command line
 # %% ../../nbs/8_runs/05_cli.ipynb #cli026
 def _pairs(
     words:list|None, # such as `epochs=5`
+    taken=(), # names of the command's own arguments
 ) -> dict: # parameter -> value, as text
     "Read parameters. Raises `InputError`."
     from cxr_influence.data.files import InputError
@@ -160,15 +169,23 @@ def _pairs(
         if not (sign and name.isidentifier()):
             raise InputError(f'-p {word} is invalid: write -p name=value.')
         if name in pairs: raise InputError(f'{name} is given twice: give it once.')
-        pairs[name] = value
+        if name in taken:
+            raise InputError(f'-p {word} is refused, for {name} is an argument of every run: '
+                             'use the option, or rename the parameter in the notebook.')
+        pairs[name] = _at_home(value)
     return pairs
 
 # %% ../../nbs/8_runs/05_cli.ipynb #cli029
-def _show(table) -> None: # a frame or a column
-    "Print a table as wide as the terminal."
+def _show(table) -> None: # a frame
+    "Print a table as wide as the terminal, and below it why runs failed."
     width = shutil.get_terminal_size((100, 24)).columns
-    print(table.to_string(line_width=width, max_colwidth=60, na_rep='',
+    reasons = table.error.dropna() if 'error' in table.columns else {}
+    shown = table.drop(columns='error', errors='ignore')
+    print(shown.to_string(line_width=width, max_colwidth=60, na_rep='',
                           float_format='{:.4g}'.format))
+    for run, reason in reasons.items():
+        print(textwrap.fill(f'{run}: {reason}', width, subsequent_indent='  ',
+                            break_long_words=False, break_on_hyphens=False))
 
 def _show_run(folder:Path) -> None:
     "Print the row of a run, and where it is."
@@ -190,6 +207,9 @@ def _repeat(
     return int(not same)
 
 # %% ../../nbs/8_runs/05_cli.ipynb #cli031
+_TAKEN = 'experiment', 'name', 'again', 'runs' # by `run`
+_TAKEN_TOO = 'grid', 'executor', 'workers', 'stop' # by `sweep`
+
 @_command(epilog=_experiment_help)
 def cxr_run(
     experiment:str, # Name or notebook of an experiment; with --again also a run's folder
@@ -208,7 +228,7 @@ def cxr_run(
         return _repeat(folder)
     from cxr_influence.runs.runs import _now, _read_record, run
     began = _now()
-    folder = run(experiment, name, again, runs, **_pairs(parameters))
+    folder = run(experiment, name, again, runs, **_pairs(parameters, _TAKEN))
     if not folder: return # another process has the row
     if _read_record(folder)['start'] < began:
         print('It was complete already: --again runs it again.')
@@ -246,7 +266,7 @@ def _read_grid(
     for name in [name for one in settings for name in one]:
         if not isinstance(name, str): raise InputError(f'{path} has {name}: give a name.')
         if name in same: raise InputError(f'{name} is in the grid and in -p: give it once.')
-    return grid
+    return _at_home(grid)
 
 # %% ../../nbs/8_runs/05_cli.ipynb #cli042
 def _write_table(table, output:str) -> None:
@@ -298,7 +318,7 @@ def cxr_sweep(
         raise InputError(f'workers is {workers}: give 1 or more.')
     _check_output('runs', runs)
     if output: _check_output('output', output, '.csv')
-    same = _pairs(parameters)
+    same = _pairs(parameters, _TAKEN + _TAKEN_TOO)
     grid, same = _read_grid(file, same), same | dict(name=name, runs=runs)
     from cxr_influence.runs.sweeps import plan, sweep
     if dry_run: return _show_plan(plan(experiment, grid, **same))
@@ -320,7 +340,7 @@ def cxr_collect(
 # %% ../../nbs/8_runs/05_cli.ipynb #cli053
 @_command
 def cxr_report(
-    folders:list=(), # Of runs (default: those in _runs that share the newest training)
+    folders:list=(), # Of runs or sweeps (default: in _runs those of the newest training)
     output:str='results/report.html', # File that needs no other
     title:str=None, # Of the document (default: what it is about)
 ):

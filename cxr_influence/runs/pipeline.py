@@ -6,7 +6,7 @@
 __all__ = ['cxr_download', 'cxr_phantom', 'cxr_baseline', 'cxr_influence', 'cxr_subset', 'cxr_demo']
 
 # %% ../../nbs/8_runs/06_pipeline.ipynb #pipe003
-import shutil
+import shlex, shutil
 from pathlib import Path
 from typing import Literal
 
@@ -32,6 +32,18 @@ def _copy_results(
         name = rename.get(path.stem, path.stem) + path.suffix
         print('wrote', shutil.copy(path, Path(results) / name))
 
+def _run_step(
+    experiment:str,
+    again:bool=False,
+    **parameters,
+) -> Path|None: # the run's folder, whose name leaves out what is the experiment's default
+    "Run one step of the study."
+    from cxr_influence.runs.parameters import parameters_of
+    from cxr_influence.runs.runs import run
+    default = {one.name: one.default for one in parameters_of(experiment)}
+    given = {name: value for name, value in parameters.items() if value != default[name]}
+    return run(experiment, again=again, **given)
+
 # %% ../../nbs/8_runs/06_pipeline.ipynb #pipe012
 @_command
 def cxr_download(
@@ -44,9 +56,12 @@ def cxr_download(
     "Download NIH ChestX-ray14, or some of its archives, and unpack it."
     from cxr_influence.data.download import (_check_disk, _choose_archives, _nih_files,
                                              download, plan_download)
+    from cxr_influence.data.files import InputError
+    if source == 'kaggle' and archives:
+        raise InputError("Kaggle's client downloads all archives: do not give --archives.")
     if plan:
         chosen = _choose_archives(_nih_files(), archives)
-        return print(_check_disk(plan_download(chosen, out), out, keep))
+        return print(_check_disk(plan_download(chosen, out), out, keep or source == 'kaggle'))
     _check_output('out', out)
     print('The data is in', download(out, source, archives, keep))
 
@@ -121,14 +136,13 @@ def _train(
     for name, folder in dict(checkpoints=checkpoints, results=results).items():
         _check_output(name, folder)
     _check_training(data, checkpoints, recipe, changes)
-    from cxr_influence.runs.runs import run
-    given = {name: value for name, value in changes.items() if value is not None}
     untrained = not any(Path(checkpoints).glob('*/checkpoint.json'))
-    folder = run('baseline', again=untrained, data=data, checkpoints=checkpoints,
-                 recipe=recipe, **given, **reading)
+    folder = _run_step('baseline', again=untrained, data=data, checkpoints=checkpoints,
+                       recipe=recipe, **changes, **reading)
     if folder is None: return # another process has the results
     _copy_results(folder, results)
-    print(f'Checkpoints are in {checkpoints}. Next: cxr_influence --checkpoints {checkpoints}')
+    print(f'Checkpoints are in {checkpoints}. '
+          f'Next: cxr_influence --checkpoints {shlex.quote(checkpoints)}')
 
 # %% ../../nbs/8_runs/06_pipeline.ipynb #pipe023
 def _root_of(
@@ -165,12 +179,12 @@ def cxr_influence(
     root, output = _root_of(checkpoints, data), Path(output)
     if pool and not Path(pool).is_dir():
         raise InputError(f'pool is {pool}: give the folder of the images and their table.')
-    from cxr_influence.runs.runs import run
-    folder = run('influence', data=root, checkpoints=checkpoints, pool=pool,
-                 per_finding=not total_only, batch_size=batch_size)
+    folder = _run_step('influence', data=root, checkpoints=checkpoints, pool=pool,
+                       per_finding=not total_only, batch_size=batch_size)
     _copy_results(folder, output.parent, rename={'influence': output.stem})
     if pool: return
-    print(f'Next: cxr_subset --mode remove --checkpoints {checkpoints} --scores {output}')
+    given = ['--checkpoints', checkpoints, '--scores', str(output)]
+    print(f'Next: cxr_subset --mode remove {shlex.join(given)}')
 
 # %% ../../nbs/8_runs/06_pipeline.ipynb #pipe026
 def _shares(
@@ -235,8 +249,7 @@ def cxr_subset(
 # %% ../../nbs/8_runs/06_pipeline.ipynb #pipe030
 def _retrain(results:str|Path, **parameters) -> Path: # the run's folder
     "Run the experiment `subsets` and copy its results."
-    from cxr_influence.runs.runs import run
-    folder = run('subsets', **parameters)
+    folder = _run_step('subsets', **parameters)
     _copy_results(folder, results)
     return folder
 
@@ -290,13 +303,12 @@ def _demo_runs(
     results:str,
 ) -> list: # the runs' folders
     "Train, score, remove and select; copy the results of each step."
-    from cxr_influence.runs.runs import run
     print(f'1/4 training by the recipe {settings["recipe"]} on {root}', flush=True)
-    folders = [run('baseline', data=root, **settings)]
+    folders = [_run_step('baseline', data=root, **settings)]
     _copy_results(folders[0], results)
     trained = dict(data=root, checkpoints=str(folders[0] / 'checkpoints'))
     print('2/4 scoring every training image', flush=True)
-    folders.append(run('influence', **trained))
+    folders.append(_run_step('influence', **trained))
     _copy_results(folders[1], results)
     chosen = dict(scores=str(Path(results) / 'influence.csv'), valuations=['influence', 'loss'],
                   rules=['top', 'bottom', 'random'], seeds=list(range(grid['seeds'])))

@@ -20,8 +20,10 @@ from markupsafe import Markup
 from PIL import Image
 
 import cxr_influence
+from .runs import _damaged, _runs_below
 from ..data.batches import load_data
-from ..data.files import InputError, _check, _digest, _write_whole, project_path
+from cxr_influence.data.files import (InputError, _check, _digest, _warn, _write_whole,
+    project_path)
 from ..data.labels import FINDINGS, decode_labels
 from ..measures.results import show_results
 from ..phantom.dataset import read_truth
@@ -34,15 +36,18 @@ class _Run(NamedTuple):
     facts:dict # `run.json`
     label:str='' # in which parameters it differs from the others of its experiment
 
-def _status(facts:dict) -> str: # complete, failed, interrupted or running
-    return facts.get('status') or ('complete' if facts.get('complete') else 'interrupted')
+def _status(run:_Run) -> str: # complete, damaged, failed, interrupted or running
+    facts = run.facts
+    status = facts.get('status') or ('complete' if facts.get('complete') else 'interrupted')
+    return 'damaged' if status == 'complete' and _damaged(run.folder) else status
 
 def _read_run(folder:str|Path) -> _Run:
     "Read a run's facts. Raises `InputError` if the folder is not of a run."
     path = Path(folder) / 'run.json'
     try: facts = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
-        raise InputError(f'{folder} has no run.json: give the folder of a run.') from None
+        raise InputError(f'{folder} has no run.json: give the folder of a run, or one with '
+                         'runs below it.') from None
     except (OSError, ValueError) as error:
         raise InputError(f'{path} cannot be read ({error}): run it again.') from None
     facts = {'parameters': {}} | facts if isinstance(facts, dict) else {}
@@ -64,10 +69,17 @@ def _different(parameters:list) -> list: # a text per run: what it has that othe
                       for name in varied) for each in parameters]
 
 # %% ../../nbs/8_runs/04_report.ipynb #rp073
-def _read_runs(folders) -> dict: # experiment -> its runs
+def _run_folders(folder:str|Path) -> list: # itself, or those of the runs below it
+    folder = Path(folder).resolve()
+    return [folder] if (folder / 'run.json').is_file() else _runs_below(folder) or [folder]
+
+def _read_runs(
+    folders, # of a run or with runs below it, such as a sweep's; or a list of such folders
+) -> dict: # experiment -> its runs
     "Read several runs. Raises `InputError` if there is none."
-    groups = {}
-    for folder in dict.fromkeys(Path(folder).resolve() for folder in folders):
+    given = [folders] if isinstance(folders, (str, Path)) else folders
+    groups, found = {}, [run for folder in given for run in _run_folders(folder)]
+    for folder in dict.fromkeys(found):
         run = _read_run(folder)
         pool = run.facts['experiment'] == 'influence' and run.facts['parameters'].get('pool')
         groups.setdefault('pool' if pool else run.facts['experiment'], []).append(run)
@@ -324,6 +336,8 @@ def _thumbnail(pixels) -> str: # (size, size) uint8, as a data URI
     image.save(file, 'PNG')
     return _uri(file.getvalue(), 'image/png')
 
+_CHANGED = ' Labels or images have changed since these scores were made, and are not shown.'
+
 def _training_data(run:_Run): # a `Data`; None if it is not at hand
     "Find the data that a run's checkpoints were trained on."
     try:
@@ -369,13 +383,15 @@ def _known_errors(data, names) -> str: # a sentence, where the truth is known
 # %% ../../nbs/8_runs/04_report.ipynb #rp044
 def _inspect(run:_Run, data=None, n:int=12) -> list: # sections
     "Show the images most worth a look."
-    scores = _scores(run)
+    scores, noted = _scores(run), run.facts.get('data')
+    changed = bool(data and noted and not data.matches(noted))
+    if changed: data = None
     chosen, score = _doubtful(scores, n), 'loss' if 'loss' in scores else 'influence'
     columns = chosen[list(dict.fromkeys([score, 'influence', 'order']))]
     images = [_image(row, score, len(scores), data) for row in columns.itertuples()]
     text = (f'The {len(images)} training images of the {_ENDS[score]}. Either the label is '
             'wrong, or the image is hard: look at it before you change anything.'
-            f'{_known_errors(data, chosen.index)}')
+            f'{_known_errors(data, chosen.index)}{_CHANGED if changed else ""}')
     return _section('Images to inspect', run, _text(text), dict(kind='images', images=images))
 
 # %% ../../nbs/8_runs/04_report.ipynb #rp040
@@ -607,6 +623,7 @@ def _redundancy_verdict(run:_Run) -> list: # sentences
         if table is None: continue
         found = table[table.redundancy > 0].sort_values('redundancy')
         way = {'remove': 'removing', 'select': 'selecting'}.get(table['mode'][0], '')
+        if label := _other_label(run.label): way += f'; {label}'
         if len(found):
             row = found.iloc[-1]
             words = (f'{row.redundancy:.0%} of the training images can go, by '
@@ -627,6 +644,15 @@ _TITLES = {'baseline': 'The classifier', 'influence': 'Influence', 'subsets': 'S
 
 def _digits(value) -> str: return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.4g}'
 
+def _shown(runs:list) -> list: # the first few; of subsets, those of each mode
+    "Choose the runs that are shown in full."
+    groups = {}
+    for run in runs:
+        subsets = run.facts['experiment'] == 'subsets'
+        mode = str(run.facts['parameters'].get('mode')) if subsets else ''
+        groups.setdefault(mode, []).append(run)
+    return [run for group in groups.values() for run in group[:_SHOWN]]
+
 def _sweep_table(runs:list) -> list: # sections
     "Show the rows of several runs in one table: what differs, and what came of it."
     if len(runs) < 2: return []
@@ -638,13 +664,15 @@ def _sweep_table(runs:list) -> list: # sections
     numbers = table.select_dtypes('number').columns
     table[numbers] = table[numbers].map(_digits).where(table[numbers].notna(), '–')
     block = _frame(table.rename(columns=_plain), 'One row per run')
-    return [_Section('All runs', [block])] if block else []
+    more = len(runs) - len(_shown(runs))
+    text = [_text(f'{more} of these {len(runs)} runs are in this table only.')] if more else []
+    return [_Section('All runs', [*text, block])] if block else []
 
 # %% ../../nbs/8_runs/04_report.ipynb #rp066
 def _chapter_sections(name:str, runs:list) -> list: # sections
     "Make the sections of an experiment's chapter."
-    shown, sections = runs[:_SHOWN], _sweep_table(runs) if name != 'subsets' else []
-    if name == 'subsets': return _subset_sections(shown)
+    shown, sections = _shown(runs), _sweep_table(runs)
+    if name == 'subsets': return sections + _subset_sections(shown)
     for run in shown:
         if name == 'baseline':
             for part in (_test_results, _training, _calibration, _subgroups):
@@ -713,9 +741,10 @@ def _run_name(run:_Run) -> str: # its experiment, and what tells it from the oth
 def _provenance(runs:list) -> list: # sections
     "Show what was run: version, commit, device, data and cost."
     rows = []
-    for facts in (run.facts for run in runs):
+    for run in runs:
+        facts = run.facts
         rows.append({
-            'status': _status(facts), 'started': _first(facts, 'start')[:16].replace('T', ' '),
+            'status': _status(run), 'started': _first(facts, 'start')[:16].replace('T', ' '),
             'time': _duration(_amount(facts, 'seconds')),
             'memory': _memory(_amount(facts, 'peak_memory_mb')),
             'device': _first(facts, 'device'), 'version': _first(facts, 'version'),
@@ -734,10 +763,23 @@ def _settings(runs:list) -> pd.DataFrame: # run, settings
         if words: rows.append({'run': _run_name(run), 'settings': '; '.join(words)})
     return pd.DataFrame(rows)
 
-def _data_name(runs:list) -> str: # of the folder of images
-    for run in runs:
-        if root := run.facts['parameters'].get('data'): return Path(str(root)).name
-    return 'phantom'
+def _data_names(runs:list) -> list: # of the folders of images, each once
+    names, seen = [], set()
+    for facts in (run.facts for run in runs):
+        root, noted = facts['parameters'].get('data'), str(facts.get('data') or '')
+        if not root and not noted: continue
+        root = str(root or 'phantom') # which an experiment makes
+        place = facts.get('paths', {}).get(root) or os.path.abspath(project_path(root))
+        marks = {os.path.realpath(place), noted or place}
+        if not marks & seen: names.append(Path(root).name) # neither its folder nor its labels
+        seen |= marks
+    return names or ['phantom']
+
+def _data_verdict(runs:list) -> list: # sentences
+    "Warn if runs of several data sets stand together."
+    names = _data_names(runs)
+    return [f'**Data.** These runs used {len(names)} data sets: {", ".join(names)}. Numbers of '
+            'one do not hold for another.'] if len(names) > 1 else []
 
 # %% ../../nbs/8_runs/04_report.ipynb #rp120
 _EMBEDDED = 1_000_000 # bytes
@@ -924,19 +966,21 @@ def _anchored(chapters:list) -> list: # dicts of title, anchor and sections, for
 
 def _summarise(groups:dict) -> list: # sentences, Markdown
     "State what all runs together support."
-    lines = [line for run in groups.get('baseline', [])[:_SHOWN]
-             for line in _classifier_verdict(run)]
+    lines = _data_verdict([run for runs in groups.values() for run in runs])
+    lines += [line for run in groups.get('baseline', [])[:_SHOWN]
+              for line in _classifier_verdict(run)]
     lines += [line for run in groups.get('influence', [])[:_SHOWN]
               for line in _influence_verdict(run)]
     if subsets := groups.get('subsets'):
         lines += _subset_verdict(subsets)
-        lines += [line for run in _by_mode(subsets) for line in _redundancy_verdict(run)]
+        lines += [line for run in _by_mode(_shown(subsets))
+                  for line in _redundancy_verdict(run)]
     lines += [line for run in groups.get('baseline', [])[:1] for line in _caution(run)]
     return lines or ['The tables of these runs support no verdict of their own: see below.']
 
 # %% ../../nbs/8_runs/04_report.ipynb #rp110
 def _complete(groups:dict) -> dict: # without runs that did not end
-    kept = {name: [run for run in runs if _status(run.facts) == 'complete']
+    kept = {name: [run for run in runs if _status(run) == 'complete']
             for name, runs in groups.items()}
     return {name: runs for name, runs in kept.items() if runs}
 
@@ -944,14 +988,16 @@ def _failures(runs:list) -> list: # sentences
     "Name the runs that did not end, with their reason."
     sentences = []
     for run in runs:
-        if _status(run.facts) == 'complete': continue
+        if (status := _status(run)) == 'complete': continue
         why = _short(' '.join(str(run.facts.get('error') or 'no reason recorded').split()))
-        sentences.append(f'**Not complete: {_run_name(run)}** is {_status(run.facts)}: {why}')
+        if status == 'damaged':
+            why = f'missing or changed since: {", ".join(_damaged(run.folder))}; run it again.'
+        sentences.append(f'**Not complete: {_run_name(run)}** is {status}: {why}')
     return sentences
 
 # %% ../../nbs/8_runs/04_report.ipynb #rp097
 def report(
-    folders, # of runs, as `run` returns them
+    folders, # of runs, as `run` returns them, or of sweeps; or one folder
     out:str|Path='report.html', # the HTML file
     opening:str='', # Markdown of yours, below the summary
     title:str='', # of the document
@@ -967,8 +1013,8 @@ def report(
         ('Tables', _files([run for group in groups.values() for run in group], out))]
     lines = '\n'.join(f'* {line}' for line in _summarise(groups) + failed)
     page = _PAGES.get_template('page').render(
-        title=title or f'Which training images help? {_data_name(runs)}', style=Markup(_STYLE),
-        facts=_document_facts(runs), version=cxr_influence.__version__,
+        title=title or f'Which training images help? {", ".join(_data_names(runs))}',
+        style=Markup(_STYLE), facts=_document_facts(runs), version=cxr_influence.__version__,
         verdict=_text(lines)['html'], opening=_text(opening)['html'] if opening else '',
         chapters=_anchored([(name, [section for section in sections if any(section.blocks)])
                             for name, sections in chapters if sections]))
@@ -982,13 +1028,14 @@ def _document_facts(runs:list) -> dict: # name -> text, at the top of the docume
     if memory: cost += f', {_memory(memory)} of memory'
     devices = dict.fromkeys(_first(fact, 'device') for fact in facts)
     return {'Date': f'{datetime.now(timezone.utc):%d %B %Y}'.lstrip('0'),
-            'Data': _data_name(runs), 'Package': f'cxr_influence {cxr_influence.__version__}',
+            'Data': ', '.join(_data_names(runs)),
+            'Package': f'cxr_influence {cxr_influence.__version__}',
             'Commit': ', '.join(dict.fromkeys(map(_commit, facts))),
             'Device': ', '.join(devices), 'Cost': cost}
 
 # %% ../../nbs/8_runs/04_report.ipynb #rp119
 def _newest(runs:list) -> list: # complete ones, the newest first
-    done = [run for run in runs if _status(run.facts) == 'complete']
+    done = [run for run in runs if _status(run) == 'complete']
     def started(run): return (str(run.facts.get('start', '')),
                               (run.folder / 'run.json').stat().st_mtime)
     return sorted(done, key=started, reverse=True)
@@ -1012,11 +1059,15 @@ def _study_of(trained:_Run, groups:dict) -> dict: # part -> folder
 def find_study(
     runs:str|Path='_runs', # folder of runs
 ) -> dict: # baseline, influence, remove, select and other experiments -> folder of the run
-    "Find the runs of one study: those that share a training run. Raises `InputError`."
-    paths = sorted(project_path(runs).glob('*/*/run.json'))
-    groups = _read_runs([path.parent for path in paths]) if paths else {}
+    "Find the runs that share the newest training. Raises `InputError`."
+    folders = _runs_below(project_path(runs))
+    groups = _read_runs(folders) if folders else {}
     studies = [_study_of(run, groups) for run in _newest(groups.get('baseline', []))]
-    found = max(studies, key=len, default={}) # the newest of the largest
+    found = studies[0] if studies else {}
+    scored = next((one['baseline'] for one in studies if 'influence' in one), None)
+    if scored and 'influence' not in found:
+        _warn(f'The newest training, {found["baseline"]}, has no scores yet; {scored} has: '
+              'give the folders of its runs to report them.')
     for name, others in groups.items():
         known = name in ('baseline', 'influence', 'subsets', 'pool')
         if not known and (others := _newest(others)):

@@ -30,6 +30,7 @@ from ..data.files import (DamagedFile, InputError, _check, _checksum, _progress,
 from ..data.nih import find_files
 from .parameters import (_code_cells, _read_parameters, _template,
     check_limits, check_parameters, parameters_of)
+from ..training.checkpoints import _state_files
 from ..training.distributed import join_processes
 from ..training.networks import best_device
 
@@ -65,9 +66,11 @@ def _commit() -> dict: # of the package's own checkout; empty if it has none
 _READ_WHOLE = ('.csv', '.json', '.txt', '.yaml', '.ipynb')
 
 def _file_stamp(path:str, name:str) -> str: # of one file
-    size, modified = os.stat(path).st_size, os.stat(path).st_mtime_ns
-    if name.endswith(_READ_WHOLE) and size < 2**24: return _sha(Path(path).read_bytes())
-    return f'{size} {modified}'
+    try: facts = os.stat(path)
+    except OSError: return 'absent' # a link that leads nowhere
+    whole = name.endswith(_READ_WHOLE) and facts.st_size < 2**24
+    if whole: return _sha(Path(path).read_bytes())
+    return f'{facts.st_size} {facts.st_mtime_ns}'
 
 def _stamp(
     path:str|Path, # a file or folder
@@ -86,6 +89,11 @@ def _read_record(folder:Path) -> dict: # of a run; empty if there is none
     try: found = json.loads((folder / 'run.json').read_text(encoding='utf-8'))
     except (OSError, ValueError): return {}
     return found if isinstance(found, dict) else {}
+
+def _runs_below(folder:Path) -> list: # folders of runs, without those moved aside or repeated
+    inside = [path.parent for path in sorted(folder.rglob('run.json'))]
+    return [path for path in inside
+            if not {'earlier', 'repeated'} & set(path.relative_to(folder).parts)]
 
 def _note(folder:Path, **facts) -> dict: # the whole record
     "Add facts to a run's record."
@@ -177,18 +185,33 @@ def _status(folder:Path) -> str: # complete, damaged, failed, interrupted, runni
     return 'interrupted'
 
 # %% ../../nbs/8_runs/02_runs.ipynb #run0023
+def _training_in(folder:str|Path) -> str|None: # None: no training that has an identity
+    "Identify the training whose checkpoints are in a folder."
+    for path in _state_files(folder, 'checkpoint.json'):
+        with suppress(OSError, ValueError, AttributeError):
+            return json.loads(path.read_text(encoding='utf-8')).get('run')
+    return None
+
+def _trainings(record:dict) -> dict: # a folder, as the parameter gives it -> identity
+    "Identify the trainings that a run kept where its parameters say."
+    given = [record.get('parameters', {}).get(name) for name in record.get('keeps', [])]
+    found = {folder: _training_in(_at(folder)) for folder in given if folder}
+    return {folder: training for folder, training in found.items() if training}
+
 def _differences(
     record:dict, # of the run that is there
     wanted:dict, # facts of the one to execute
     here=None, # the folder in which it is executed
-) -> list: # what differs: parameters, notebook, package, files
+) -> list: # what differs: parameters, notebook, package, files, checkpoints
     "Compare two runs."
     named = {'parameters': 'parameters', 'template': 'notebook', 'source': 'package'}
     found = [name for key, name in named.items()
              if key in wanted and record.get(key) != wanted[key]]
     changed = any(_stamp(path) != stamp for path, stamp in record.get('reads', {}).items())
     moved = any(_at(given, here) != path for given, path in record.get('paths', {}).items())
-    return found + ['files'] * (changed or moved)
+    trained = any(_training_in(_at(given, here)) not in (None, training)
+                  for given, training in record.get('trainings', {}).items())
+    return found + ['files'] * (changed or moved) + ['checkpoints'] * trained
 
 def _is_complete(folder:Path, wanted:dict, here=None) -> bool:
     "Check whether this very run has finished in a folder."
@@ -351,7 +374,7 @@ def end_run(
     if folder is None: raise InputError('No run was started here: call start_run first.')
     _write_whole(folder / 'row.csv', row.to_csv(index=False))
     _note_data(folder, _CURRENT['namespace'])
-    _note(folder, peak_memory_mb=_peak_memory())
+    _note(folder, peak_memory_mb=_peak_memory(), trainings=_trainings(_read_record(folder)))
     if not _under_run(folder): # there, other cells may follow
         seconds = round(time.monotonic() - _CURRENT['began'], 1)
         _note(folder, status='complete', end=_now(), seconds=seconds, error=None,

@@ -19,8 +19,9 @@ from joblib import cpu_count
 from ..data.files import InputError, _progress, project_path
 from ..evidence.retraining import _is_lost
 from .parameters import _plain, _template
-from .runs import (_check_given, _damaged, _differences, _Failed, _KERNELS,
-    _read_record, _read_row, _run, _run_facts, _run_folder, _run_name, _status, _terminable)
+from cxr_influence.runs.runs import (_check_given, _damaged, _differences, _Failed, _KERNELS,
+    _read_record, _read_row, _run, _run_facts, _run_folder, _run_name, _runs_below, _status,
+    _terminable)
 from ..training.networks import best_device
 
 # %% ../../nbs/8_runs/03_sweeps.ipynb #swe0008
@@ -58,6 +59,11 @@ def _jobs(
     return jobs
 
 # %% ../../nbs/8_runs/03_sweeps.ipynb #swe0012
+def _seconds_below(runs:str|Path, experiment:str) -> pd.Series: # of its complete runs
+    records = map(_read_record, _runs_below(project_path(runs) / experiment))
+    done = [one.get('seconds') for one in records if one.get('status') == 'complete']
+    return pd.to_numeric(pd.Series(done, dtype=object))
+
 def plan(
     experiment:str|Path, # a name of `experiments()`, or the path of a notebook
     grid, # as for `sweep`
@@ -75,7 +81,8 @@ def plan(
         index.append(folder.name)
     table = pd.DataFrame(rows, pd.Index(index, name='run'))
     seconds = pd.to_numeric(table.seconds.where(table.status.isin(['complete', 'changed'])))
-    return table.assign(seconds=seconds.fillna(seconds.median()))
+    known = seconds if seconds.notna().any() else _seconds_below(runs, path.stem)
+    return table.assign(seconds=seconds.fillna(known.median()))
 
 # %% ../../nbs/8_runs/03_sweeps.ipynb #swe0015
 _AT_END = ['status', 'error', 'seconds']
@@ -107,11 +114,6 @@ def _table(rows:list, names:list) -> pd.DataFrame:
     return table[[name for name in table if name not in _AT_END] + _AT_END]
 
 # %% ../../nbs/8_runs/03_sweeps.ipynb #swe0017
-def _runs_below(folder:Path) -> list: # folders of runs, without those moved aside or repeated
-    inside = [path.parent for path in sorted(folder.rglob('run.json'))]
-    return [path for path in inside
-            if not {'earlier', 'repeated'} & set(path.relative_to(folder).parts)]
-
 def collect(
     folder, # in which the runs are, at any depth; or a list of such folders
 ) -> pd.DataFrame: # one row per run
