@@ -7,7 +7,7 @@ from cxr_influence.training.checkpoints import Recipe
 from cxr_influence.data.nih import read_nih
 from cxr_influence.data.batches import load_data
 from cxr_influence.data.store import open_store
-from cxr_influence.data.labels import encode_labels
+from cxr_influence.data.labels import decode_labels, encode_labels
 from cxr_influence.training.networks import make_model
 from cxr_influence.data.splits import check_splits
 from cxr_influence.attribution.scoring import influence
@@ -40,6 +40,17 @@ def test_a_label_that_nobody_knows(copy):
     with refused("Unknown finding 'No Findings'"): read_nih(copy)
     with refused("Unknown finding 'Masss'"): encode_labels('Mass|Masss')
 
+def test_a_vector_of_another_length():
+    for target in [[1, 0], [0] * 15, []]:
+        with refused(f'The vector has {len(target)} values', '14'): decode_labels(target)
+
+def test_a_split_that_nobody_has(data):
+    for split in ['val', 'Train', 'none', 'unused', None]:
+        with refused(f'No image is of split {split}', 'validation'): data.rows(split)
+    frame = data.frame.assign(split=data.frame.split.mask(data.frame.split == 'test', 'unused'))
+    other = data.with_frame(frame)
+    assert (other.rows('unused') == data.rows('test')).all() and not len(other.rows('test'))
+
 def test_a_patient_in_two_splits(copy):
     frame = read_nih(copy)
     patient = frame.patient[frame.split == 'train'].value_counts().index[0]
@@ -56,7 +67,8 @@ def test_settings_that_make_no_sense(data, tmp_path, phantom):
         with refused(name): fit(data, tmp_path/'run', Recipe('densenet_small', **{name: value}))
     with refused('densenet9000'): make_model('densenet9000')
     with refused('none.safetensors'): make_model('densenet_small', tmp_path/'none.safetensors')
-    with refused('image_size', '5'): load_data(phantom, 5, tmp_path)
+    with refused('size is 5', 'at least 32'): load_data(phantom, 5, tmp_path)
+    with refused("size is '64'"): load_data(phantom, '64', tmp_path)
     with refused('No image store'): open_store(tmp_path)
     with refused('learning_rate'): fit(data, tmp_path/'run', Recipe('densenet_small', learning_rate=1e30))
     assert not [path for path in tmp_path.iterdir() if path.suffix != '.lock']

@@ -10,6 +10,7 @@ from conftest import sentence
 from cxr_influence.training.checkpoints import list_checkpoints
 from cxr_influence.training.evaluation import evaluate_checkpoint
 from cxr_influence.data.labels import FINDINGS
+from cxr_influence.measures.calibration import held_out_scaling
 from cxr_influence.training.model_card import (_HEADINGS, _LIMITS, _CARD_FACTS,
     _markdown_table, _result_warnings, _text, write_model_card)
 
@@ -93,3 +94,14 @@ def test_a_better_model_is_warned_of_less():
         said = _result_warnings(facts, good.assign(**change), seeds=5)
         assert len(said) >= 1 and any(word in line for line in said), said
     assert 'One seed' in _result_warnings(facts, good, seeds=1)[0] and 'random' in _result_warnings({'weights': 'random'}, good, 5)[0]
+
+def test_a_patient_is_scaled_by_a_fit_to_others():
+    rng = np.random.default_rng()
+    logits, patients = rng.normal(size=(200, 14)), rng.integers(0, 40, 200)
+    targets = (rng.random(logits.shape) < .4).astype(float)
+    own = patients == np.bincount(patients).argmax()
+    changed = np.where(own[:, None], 1 - targets, targets) # all labels of one patient
+    before, after = (held_out_scaling(labels, logits, patients) for labels in [targets, changed])
+    np.testing.assert_array_equal(after[own], before[own])
+    assert (after[~own] != before[~own]).mean() > .5
+    assert np.isnan(held_out_scaling(targets[own], logits[own], patients[own])).all() # nobody else

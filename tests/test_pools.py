@@ -1,5 +1,5 @@
 "Images that were not trained on are scored by the same formula, kept under names of their own, and refused where a score would deceive."
-import json, random
+import gc, json, random, shutil, weakref
 
 import numpy as np
 import pandas as pd
@@ -8,14 +8,17 @@ import torch
 from conftest import refused
 from test_scoring import double, near # a fixture, and a comparison in float64
 
-from cxr_influence.attribution.pools import score_images
-from cxr_influence.attribution.scoring import influence
+from cxr_influence.attribution.every_step import every_step
+from cxr_influence.attribution.pairwise import (_pairs_key, _plan_pairs, _strongest,
+    _sum_over_checkpoints, pairwise)
+from cxr_influence.attribution.pools import load_pool, score_images
+from cxr_influence.attribution.scoring import _Loader, influence
 from cxr_influence.attribution.tracin import gradient, plain_scores
 from cxr_influence.data.batches import Data, batches
 from cxr_influence.data.nih import read_nih
 from cxr_influence.data.store import decode
 from cxr_influence.phantom.dataset import make_phantom
-from cxr_influence.training.checkpoints import list_checkpoints
+from cxr_influence.training.checkpoints import Checkpoint, list_checkpoints
 
 @pytest.fixture(scope='module')
 def pool(tmp_path_factory):
@@ -98,3 +101,62 @@ def test_a_patient_on_both_sides_is_named(data, checkpoints, tmp_path, capsys):
     score_images(checkpoints, shared, data, tmp_path/'out.csv', data.train.index[:2], per_finding=False, device='cpu')
     said = capsys.readouterr().err
     assert f'Images of patient {patient} are in the pool and among the targets' in said
+
+@pytest.mark.parametrize('described', [False, True])
+def test_a_pool_of_one_patient(data, phantom, checkpoints, tmp_path, described):
+    "All images are candidates: a pool needs no three splits, and its lists and column of splits are not asked."
+    patient = data.frame.patient.value_counts().index[0]
+    names = data.frame.index[data.frame.patient == patient]
+    root = tmp_path/'pool'
+    (root/'images').mkdir(parents=True)
+    for name in names: shutil.copy(phantom/'images'/name, root/'images')
+    if described:
+        frame = data.frame.loc[names].assign(split=[*['train', 'holdout'] * len(names)][:len(names)])
+        frame.to_csv(root/'own.csv')
+        (root/'dataset.json').write_text(json.dumps(dict(table='own.csv', image='image', patient='patient', findings=data.findings, split='split')))
+    else:
+        for name in ['Data_Entry_2017_v2020.csv', 'test_list.txt']: shutil.copy(phantom/name, root)
+        (root/'train_val_list.txt').write_text(data.train.index[-1]) # nobody of the pool
+    pool = load_pool(root, checkpoints, tmp_path)
+    assert [*pool.frame.index] == [*names] and (pool.frame.split == 'train').all() and (pool.frame[data.findings] == data.frame.loc[names, data.findings]).all(axis=None)
+    assert 'all images are candidates' in str(pool.report)
+    targets = data.validation.index[data.validation.patient != patient][:3]
+    apart = data.with_frame(data.frame.assign(split=data.frame.split.mask(~data.frame.index.isin(targets), 'unused')))
+    found = score_images(checkpoints, pool, apart, tmp_path/'found.csv', per_finding=False, device='cpu')
+    same = score_images(checkpoints, data, apart, tmp_path/'same.csv', names, per_finding=False, device='cpu')
+    np.testing.assert_allclose(found.influence, same.influence, rtol=1e-4, atol=1e-6 * same.influence.abs().max())
+    score_images(checkpoints, data, pool, tmp_path/'targets.csv', targets, against='train', per_finding=False, device='cpu')
+
+def test_a_setting_that_is_none_is_named(data, checkpoints, tmp_path):
+    for score in [pairwise, every_step]:
+        with refused('batchsize is no setting', 'device'): score(checkpoints, data, tmp_path/'out.csv', batchsize=4)
+    with refused('batchsize is no setting', 'batch_size'): score_images(checkpoints, data, data, tmp_path/'out.csv', batchsize=4)
+    assert not [*tmp_path.iterdir()]
+
+def test_pairwise_keeps_one_model_at_a_time(data, checkpoints, monkeypatch):
+    made, alive, make = [], [], Checkpoint.model
+    def model(self):
+        gc.collect()
+        alive.append(sum(one() is not None for one in made))
+        found = make(self)
+        made.append(weakref.ref(found))
+        return found
+    monkeypatch.setattr(Checkpoint, 'model', model)
+    pairs, _ = _plan_pairs(list_checkpoints(checkpoints), data, data.rows('validation')[:2], None, 'cpu')
+    _pairs_key(pairs, [])
+    _sum_over_checkpoints(pairs._replace(images=_Loader(data, data.rows('train')[:3])), data.rows('validation')[:2])
+    gc.collect()
+    assert len(made) == 5 and max(alive) <= 1 and not any(one() for one in made)
+
+def test_the_strongest_by_sorting_each_row():
+    rng = np.random.default_rng()
+    for top in [1, 3, 50]:
+        products = rng.integers(-3, 4, (4, 9)).astype(float) # with ties
+        queries, images = pd.Index([*'abcd']), pd.Index([f'{n}.png' for n in range(9)])
+        found = _strongest(products, queries, images, top).set_index(['image', 'rank'])
+        for name, row in zip(queries, products):
+            order = sorted(range(9), key=lambda n: -row[n])
+            for rank in range(1, min(top, 9) + 1):
+                assert tuple(found.loc[(name, rank)]) == (images[order[rank - 1]], row[order[rank - 1]])
+                assert tuple(found.loc[(name, -rank)]) == (images[order[-rank]], row[order[-rank]])
+        assert len(found) == 8 * min(top, 9)

@@ -1,5 +1,6 @@
 "NIH's tables and lists: every flaw is repaired and reported, every error is one sentence, and nothing else is ever raised."
-import shutil
+import json, os, shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,9 +11,11 @@ from conftest import sentence
 from cxr_influence.data.labels import FINDINGS
 from cxr_influence.data.nih import (Report, find_files, find_images, read_nih, read_table,
     _table_version, _whole_years)
-from cxr_influence.data.files import InputError
+from cxr_influence.data.batches import load_data
+from cxr_influence.data.files import InputError, project_path
 from cxr_influence.data.labels import encode_all
 from cxr_influence.data.splits import check_splits, take_patients
+from cxr_influence.data.tables import folder_findings, read_dataset
 
 HEADER = ('Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,'
           'OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]')
@@ -199,3 +202,41 @@ def test_archives_not_unpacked_and_a_second_table_are_mentioned(copy):
     assert 'give the folder that holds them' in sentence(read_nih, copy)
     (copy/'images_001.tar.gz').write_bytes(b'')
     assert 'unpack images_001.tar.gz' in sentence(read_nih, copy)
+
+def test_names_that_are_not_utf8_are_left_out_with_one_warning(copy, phantom, capsys):
+    whole, where = read_nih(phantom), os.fsencode(copy)
+    for name in [b'R\xf6ntgen.txt', b'images/R\xf6ntgen.png']: open(os.path.join(where, name), 'wb').close()
+    os.mkdir(os.path.join(where, b'Ordner f\xfcr alles'))
+    shutil.copy(phantom/'train_val_list.txt', os.path.join(where, b'Ordner f\xfcr alles/notes.csv'))
+    capsys.readouterr()
+    pd.testing.assert_frame_equal(read_nih(copy), whole)
+    said = capsys.readouterr().err
+    assert said.count('\n') == 1 and '3 files are left out' in said and 'not UTF-8' in said and '\\x' in said
+    image = copy/'images'/whole.index[3]
+    os.rename(image, os.fsencode(image.parent) + b'/\xff' + os.fsencode(image.name)) # one that the table needs
+    assert row(read_nih(copy), 'images', 'absent')['detail'] == f'such as {image.name}'
+    shutil.rmtree(copy/'images')
+    assert 'None of the' in sentence(read_nih, copy)
+
+def test_folders_are_found_from_a_subfolder_and_at_home(phantom, tmp_path, monkeypatch):
+    (tmp_path/'settings.ini').touch()
+    (tmp_path/'nbs/deep').mkdir(parents=True)
+    expected = read_nih(phantom)
+    monkeypatch.chdir(tmp_path/'nbs/deep')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    shutil.copytree(phantom, project_path('_data/p'))
+    (tmp_path/'_data/p/own.csv').write_text('file,who,Mass\n' + ''.join(f'{name},{n},0\n' for n, name in enumerate(expected.index)))
+    described = dict(image='file', patient='who', findings=['Mass'])
+    for root in ['_data/p', '~/_data/p', Path('~/_data/p')]:
+        frame = read_nih(root)
+        pd.testing.assert_frame_equal(frame, expected)
+        assert frame.attrs['root'] == str((tmp_path/'_data/p').resolve())
+        assert len(find_images(expected.index, find_files(root), root)) == len(expected)
+        by_path = pd.Index(['p/images/' + name for name in expected.index])
+        assert len(find_images(by_path, find_files(root), root)) == len(expected)
+        assert len(read_dataset(f'{root}/own.csv', root, **described)) == len(expected)
+        assert load_data(root, 32, n=60).root == frame.attrs['root']
+        assert folder_findings(root) == list(FINDINGS)
+    (tmp_path/'_data/p/dataset.json').write_text(json.dumps(dict(table='own.csv', only=True, **described)))
+    for root in ['_data/p', '~/_data/p']: assert load_data(root, 32, n=60).findings == folder_findings(root) == ['Mass']
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['_data', 'nbs', 'settings.ini'] and not [*(tmp_path/'nbs/deep').iterdir()]

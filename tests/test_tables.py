@@ -1,5 +1,5 @@
 "Tables of other data sets become the same frame; bad ones end in a sentence; unknown labels are honoured to the end."
-import copy, gzip, os, shutil, sys
+import copy, gzip, json, os, shutil, sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,8 @@ from PIL import Image
 
 from conftest import refused
 from cxr_influence.training.checkpoints import Recipe
-from cxr_influence.data.batches import Data
+from cxr_influence.data import nih, store, tables
+from cxr_influence.data.batches import Data, load_data
 from cxr_influence.data.nih import fingerprint, read_nih
 from cxr_influence.data.store import decode
 from cxr_influence.data.images import read_image
@@ -22,13 +23,14 @@ from cxr_influence.measures.intervals import bootstrap_auroc
 from cxr_influence.measures.metrics import choose_thresholds
 from cxr_influence.measures.results import evaluate
 from cxr_influence.data.splits import take_patients
-from cxr_influence.data.tables import (from_medmnist, from_torchxrayvision, read_dataset,
-    _read_grey, to_torchxrayvision)
+from cxr_influence.data.tables import (folder_findings, from_medmnist, from_torchxrayvision,
+    read_dataset, _read_grey, to_torchxrayvision)
 from cxr_influence.attribution.scoring import influence
 from cxr_influence.training.checkpoints import list_checkpoints
 from cxr_influence.training.evaluation import evaluate_checkpoint
 from cxr_influence.training.resume import fit
 
+RNG = np.random.default_rng()
 COLUMNS = ['patient', 'age', 'sex', 'view', 'follow_up', 'split', *FINDINGS]
 CHEXPERT = {name: name for name in ['No Finding', 'Atelectasis', 'Cardiomegaly', 'Pneumonia', 'Pneumothorax', 'Consolidation',
                                     'Edema']} | {'Effusion': 'Pleural Effusion'}
@@ -438,3 +440,69 @@ def test_sixteen_bits_are_not_clipped_in_silence(tmp_path):
     assert (_read_grey(tmp_path/'deep.png') == round(30_000 / 257)).all()
     Image.fromarray(np.full((8, 8), .5, 'float32')).save(tmp_path/'float.tiff')
     with refused('float.tiff', 'unknown range'): _read_grey(tmp_path/'float.tiff')
+
+# ---- arguments of another kind, as a file may hold them
+
+WRONG = [(dict(seed=seed), 'seed is') for seed in ['0', 1.5, -1, None, True]]
+WRONG += [(dict(blank=blank), 'blank is') for blank in ['0', 2, None, [0]]]
+WRONG += [(dict(separator=separator), 'separator is') for separator in ['[', '+', '', 'a*', '||', 5, None]]
+WRONG += [(dict(only=only), 'only is') for only in ['false', 0, None]]
+WRONG += [(dict(findings=findings), 'findings is') for findings in [None, 'Mass', [['Mass']], 5, [5]]]
+WRONG += [(dict(findings={'Mass': source}), "findings['Mass'] is") for source in [5, None, ['Mass']]]
+WRONG += [(dict(labels='Nodule', findings={'Mass': source}), "findings['Mass'] is") for source in [5, None, [['1']]]]
+WRONG += [(dict(table=table), 'table is') for table in [5, None, ['own.csv']]]
+
+@pytest.mark.parametrize('given, words', WRONG, ids=repr)
+def test_arguments_of_another_kind(tmp_path, given, words):
+    own(tmp_path, 8)
+    if 'table' not in given:
+        with refused(words): read_dataset(tmp_path/'own.csv', tmp_path, **ASKED | given)
+    (tmp_path/'dataset.json').write_text(json.dumps({'table': 'own.csv', **ASKED, **given}))
+    with refused(words): load_data(tmp_path, 32, tmp_path/'stores')
+    if given.keys() & {'only'} or words == 'findings is':
+        with refused(words): folder_findings(tmp_path)
+
+def test_a_table_that_is_described_in_part(tmp_path):
+    own(tmp_path, 8)
+    with refused('incomplete'): load_data(tmp_path, 32, tmp_path/'stores', table=dict(image='file', patient='person', findings=['Mass']))
+
+@pytest.mark.parametrize('separator', ['|', '[|]', '(?P<bar>[|])|(;)'])
+def test_the_separator_of_nih(tmp_path, separator):
+    texts = RNG.choice(['Mass', 'Mass|Nodule', 'Nodule|Hernia', 'none'], 60)
+    own(tmp_path, seen=texts)
+    frame = read_dataset(tmp_path/'own.csv', tmp_path, **ASKED, labels='seen', separator=separator)
+    for name in ['Mass', 'Nodule']: assert (frame[name] == [name in text.split('|') for text in texts]).all()
+
+@pytest.mark.parametrize('kind', ['gz', 'bz2', 'xz', 'zip', 'GZ'])
+def test_packed_tables(tmp_path, kind):
+    table = own(tmp_path)
+    path = tmp_path/f'own.csv.{kind}'
+    table.to_csv(path, index=False, compression={'GZ': 'gzip'}.get(kind, 'infer'))
+    assert read_dataset(path, tmp_path, **ASKED).equals(read_dataset(tmp_path/'own.csv', tmp_path, **ASKED))
+    whole = path.read_bytes()
+    for content in [whole[:RNG.integers(1, len(whole) // 2)], bytes(reversed(whole)), b'']:
+        path.write_bytes(content)
+        with refused(path.name): read_dataset(path, tmp_path, **ASKED)
+
+def test_a_number_is_one_patient_however_it_is_exported(tmp_path):
+    people = RNG.integers(0, 20, 60)
+    plain = own(tmp_path, person=people)
+    expected = read_dataset(plain, tmp_path, **ASKED)
+    for written in [np.where(RNG.random(60) < .5, people.astype(str), people.astype(float).astype(str)), people.astype(float).astype(str)]:
+        own(tmp_path, person=written)
+        frame = read_dataset(tmp_path/'own.csv', tmp_path, **ASKED)
+        assert frame.patient.dtype == 'int64' and frame.equals(expected)
+    own(tmp_path, person=['x', *people[1:].astype(float).astype(str)]) # not all are numbers: as they are written
+    assert read_dataset(tmp_path/'own.csv', tmp_path, **ASKED).patient.iloc[1] == str(float(people[1]))
+
+def test_a_described_folder_is_walked_once(tmp_path, monkeypatch):
+    own(tmp_path, n=40)
+    (tmp_path/'dataset.json').write_text(json.dumps({'table': 'own.csv', **ASKED}))
+    walked = []
+    def find(root):
+        walked.append(root)
+        return nih.find_files(root)
+    for module in [tables, store]: monkeypatch.setattr(module, 'find_files', find)
+    data = load_data(tmp_path, 32, tmp_path/'stores', n=30)
+    assert len(walked) == 1 and len(data) < 40
+    assert data.store.pixels[:, 0, 0].tolist() == [int(name[4:7]) for name in data.frame.index]

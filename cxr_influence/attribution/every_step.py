@@ -23,7 +23,8 @@ from cxr_influence.attribution.unrolling import (_buffers, _final_adjoints, _Net
     _root)
 from .whole_run import _check_window, _Moment, _Replay
 from ..data.batches import Data
-from ..data.files import InputError, _digest, _keep, _progress, _read_kept
+from cxr_influence.data.files import (InputError, _check_settings, _digest, _keep, _progress,
+    _read_kept)
 
 # %% ../../nbs/5_attribution/09_every_step.ipynb #7603d980
 def _directions(
@@ -97,7 +98,7 @@ def _name_columns(found:np.ndarray, columns:list, data:Data) -> pd.DataFrame:
 # %% ../../nbs/5_attribution/09_every_step.ipynb #3c1cff1a
 def _check_call(replay:_Replay, first_epoch, settings:dict) -> None:
     "Raise `InputError` for an invalid window or setting, or for weights of labels."
-    for name in settings: raise InputError(f'{name} is no setting: give against or device.')
+    _check_settings(settings, 'against', 'device')
     weights = replay.data.weights
     if weights is not None and weights.ndim == 2:
         raise InputError('The run was trained with weights of labels, and TracIn scores '

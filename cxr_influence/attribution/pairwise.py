@@ -21,8 +21,8 @@ from .layerwise import gradient_scores, per_sample_gradients
 from .scoring import (_bar, _Blocks, _check_count, _check_scorable,
     _check_unweighted, _chosen_parameters, _hold, _Loader, _read_facts, _remove_parts, _scoring)
 from ..data.batches import Data
-from ..data.files import (DamagedFile, InputError, _check, _digest, _json, _keep,
-    _note_checksum, _remove, _warn, _write_whole, _writing)
+from ..data.files import (DamagedFile, InputError, _check, _check_settings,
+    _digest, _json, _keep, _note_checksum, _remove, _warn, _write_whole, _writing)
 from ..data.labels import check_finding
 from ..data.nih import match_names
 from ..training.distributed import Processes, join_processes
@@ -75,13 +75,13 @@ def _strongest(
     top:int, # of each sign
 ) -> pd.DataFrame: # columns `image`, `rank` (1: first proponent, -1: first opponent), ...
     "Keep the strongest proponents and opponents of each query image."
-    top, found = min(top, len(images)), []
-    for name, row in zip(queries, products):
-        order = np.argsort(-row, kind='stable')
-        for sign, chosen in [(1, order[:top]), (-1, order[::-1][:top])]:
-            found.append(pd.DataFrame({'image': name, 'rank': sign * np.arange(1, top + 1),
-                                       'training_image': images[chosen], 'score': row[chosen]}))
-    return pd.concat(found, ignore_index=True)
+    top, order = min(top, len(images)), np.argsort(-products, axis=1, kind='stable')
+    places = np.concatenate([order[:, :top], order[:, :-top - 1:-1]], axis=1)
+    rank = np.concatenate([np.arange(1, top + 1), -np.arange(1, top + 1)])
+    return pd.DataFrame({'image': np.repeat(queries, 2 * top),
+                         'rank': np.tile(rank, len(queries)),
+                         'training_image': images[places.ravel()],
+                         'score': np.take_along_axis(products, places, axis=1).ravel()})
 
 # %% ../../nbs/5_attribution/05_pairwise.ipynb #2dfa2797
 def _block_size(
@@ -111,7 +111,6 @@ def _query_rows(
 class _Pairs(NamedTuple):
     "What pairwise scores are of."
     checkpoints:list
-    models:list # theirs
     queries:_Loader # of the query images
     images:_Loader # of the images to score
     finding:str|None=None # target finding; None: all together
@@ -126,9 +125,10 @@ def _sum_over_checkpoints(
     "Sum products, times learning rates. Raises `InputError` for what is not a number."
     products, data, device = 0, pairs.queries.data, pairs.queries.device
     queries = _Loader(data, rows, pairs.queries.batch_size, device)
-    for checkpoint, model in zip(pairs.checkpoints, pairs.models):
-        given = model.to(device), checkpoint.loss().to(device), queries, pairs.images
-        found = _score_pairs(*given, pairs.finding, pairs.layers, bar)
+    given = queries, pairs.images, pairs.finding, pairs.layers, bar
+    for checkpoint in pairs.checkpoints:
+        model, loss = checkpoint.model().to(device), checkpoint.loss().to(device)
+        found = _score_pairs(model, loss, *given)
         products = products + checkpoint.facts['learning_rate'] * found
     if len(bad := rows[~np.isfinite(products).all(1)]):
         raise InputError(f'Scores of {data.frame.index[bad[0]]} are not numbers: '
@@ -185,8 +185,8 @@ def _has_rows(
 # %% ../../nbs/5_attribution/05_pairwise.ipynb #72403953
 def _pairs_key(pairs:_Pairs, settings:list) -> str:
     "Name blocks by what they are made of."
-    weights = [(weights_checksum(model), one.facts['learning_rate'], one.facts['loss'])
-               for model, one in zip(pairs.models, pairs.checkpoints)]
+    weights = [(weights_checksum(one.model()), one.facts['learning_rate'], one.facts['loss'])
+               for one in pairs.checkpoints]
     data, queries = pairs.queries.data, pairs.queries.rows
     return _digest([weights, data.fingerprint, [*data.frame.index[queries]],
                     pairs.finding, pairs.layers, *settings])
@@ -259,11 +259,11 @@ def _plan_pairs(
     if finding is not None: check_finding(finding, data.findings)
     _check_count('batch_size', batch_size)
     if not memory > 0: raise InputError(f'memory is {memory}: give bytes, more than 0.')
-    models, images = [one.model() for one in checkpoints], data.rows('train')
-    names = _chosen_parameters(models[0], layers)
-    sizes = [p.numel() for name, p in models[0].named_parameters() if name in names]
+    model, images = checkpoints[0].model(), data.rows('train')
+    names = _chosen_parameters(model, layers)
+    sizes = [p.numel() for name, p in model.named_parameters() if name in names]
     loaders = _Loader(data, queries, 8, device), _Loader(data, images, batch_size, device)
-    pairs = _Pairs(checkpoints, models, *loaders, finding, layers)
+    pairs = _Pairs(checkpoints, *loaders, finding, layers)
     return pairs, _block_size(sum(sizes), memory, len(queries))
 
 # %% ../../nbs/5_attribution/05_pairwise.ipynb #dca06619
@@ -306,6 +306,7 @@ def pairwise(
     **settings, # `layers`, `memory` (5e8 bytes for gradients), `batch_size` (32), `device`
 ) -> pd.DataFrame: # `image`, `rank` (1: first proponent, -1: first opponent), ...
     "Find the training images that taught a model its predictions (Pruthi et al. 2020, eq. 1)."
+    _check_settings(settings, 'layers', 'memory', 'batch_size', 'device')
     checkpoints, out = _epochs_to_sum(run), Path(out)
     _check_unweighted(data)
     _check_scorable(checkpoints, data)

@@ -13,10 +13,10 @@ import pandas as pd
 
 from cxr_influence.attribution.scoring import (_check_rates, _Query, _score_and_write,
     query_losses)
-from ..data.batches import Data, load_data
-from ..data.files import InputError, _warn
+from ..data.batches import Data, _decode_folder, _read_folder
+from ..data.files import InputError, _check_settings, _warn, project_path
 from ..data.nih import match_names
-from ..data.splits import check_splits
+from ..data.splits import _check_patients
 from cxr_influence.training.checkpoints import (_check_same_findings, _epochs_to_sum,
     list_checkpoints)
 
@@ -24,7 +24,7 @@ from cxr_influence.training.checkpoints import (_check_same_findings, _epochs_to
 def _check_pool(checkpoints:list, pool:Data, rows:np.ndarray, data:Data, against:str) -> None:
     "Raise `InputError` unless a run's network can take the images of a pool and its targets."
     _check_rates(checkpoints)
-    check_splits(data.frame)
+    _check_patients(data.frame)
     for images in [pool, data]: # at the size and of the findings of the run
         _check_same_findings(checkpoints[0], images)
         if (size := checkpoints[0].facts['image_size']) != images.store.size:
@@ -62,6 +62,7 @@ def score_images(
     **settings, # `per_finding`, `groups` and `layers` of `influence`, `batch_size`, `device`
 ) -> pd.DataFrame: # as from `influence`, one row per image of the pool
     "TracInCP scores of images that were not trained on. Raises `InputError`."
+    _check_settings(settings, 'per_finding', 'groups', 'layers', 'batch_size', 'device')
     checkpoints, rows = _epochs_to_sum(run), _pool_rows(pool, names)
     _check_pool(checkpoints, pool, rows, data, against)
     about = [settings.pop(name, default) for name, default in
@@ -85,10 +86,10 @@ def load_pool(
     folder:str|Path, # of images; its table is described in `dataset.json`, or is as the run's
     run:str|Path, # folder of checkpoints
     stores:str|Path='_data', # folder in which image stores are kept
-) -> Data: # all images are candidates, whatever their split
+) -> Data: # all images are candidates, whatever their split: `train`, as the frame has it
     "Read candidate images as those of a run. Raises `InputError`."
     facts = list_checkpoints(run)[0].facts
     reading = {'on_error': 'raise', 'table': None} | facts.get('reading', {})
-    table = None if (Path(folder) / 'dataset.json').is_file() else reading['table']
-    if isinstance(table, dict): table = table | {'split': None} # candidates have none
-    return load_data(folder, facts['image_size'], stores, None, reading['on_error'], table)
+    table = None if (project_path(folder) / 'dataset.json').is_file() else reading['table']
+    read = _read_folder(folder, None, reading['on_error'], table, pool=True)
+    return _decode_folder(folder, facts['image_size'], stores, read)

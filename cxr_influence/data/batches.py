@@ -7,6 +7,7 @@ __all__ = ['MEAN', 'STD', 'Data', 'load_data', 'normalise', 'augment', 'batches'
 
 # %% ../../nbs/1_data/07_batches.ipynb #d3e6e747
 import hashlib, math
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,9 @@ class Data:
     test = property(lambda self: self.frame[self.frame.split == 'test'])
 
     def rows(self, split:str) -> np.ndarray: # row numbers of a split
-        return np.flatnonzero(self.frame.split == split)
+        found = np.flatnonzero(self.frame.split == split)
+        if len(found) or split in ('train', 'validation', 'test'): return found
+        raise InputError(f'No image is of split {split}: use train, validation or test.')
 
     def __len__(self) -> int: return len(self.frame)
 
@@ -133,20 +136,28 @@ def load_data(
     table:dict|None=None, # of your own: see `read_dataset`; None: `dataset.json`, or NIH's
 ) -> Data:
     "Read a folder's table and decode its images, or find them decoded. Raises `InputError`."
-    if size < 32: raise InputError(f'image_size is {size}: give at least 32.')
-    frame, paths = _read_folder(root, n, on_error, table)
-    name = f'{Path(root).resolve().name}-{size}-{fingerprint(frame)}'
-    store = decode(frame, root, size, project_path(stores) / name, on_error, paths)
-    return Data(_without_skipped(frame, store), store)
+    if not isinstance(size, Integral) or size < 32:
+        raise InputError(f'size is {size!r}: give a whole number of pixels, at least 32.')
+    return _decode_folder(root, size, stores, _read_folder(root, n, on_error, table))
 
-def _read_folder(root, n, on_error:str, table) -> tuple: # frame; image -> path, or None
+def _read_folder(
+    root, n, on_error:str, table, pool:bool=False, # all images are candidates
+) -> tuple: # frame; image -> path
     "Read NIH's table, or the one that is described."
     table = _described(root, table)
-    if table is None: return _read_nih(root, n=n, on_error=on_error)
-    frame = _read_described(root, table, on_error)
+    if table is None: return _read_nih(root, n=n, on_error=on_error, pool=pool)
+    frame, paths = _read_described(root, table, on_error, pool)
     if n is not None: frame = take_patients(frame, n)
     frame.attrs['reading'] = {'n': n, 'on_error': on_error, 'table': table}
-    return frame, None
+    return frame, paths.loc[frame.index]
+
+def _decode_folder(root, size:int, stores, read:tuple) -> Data: # as from `_read_folder`
+    "Decode what was read, or find it decoded."
+    (frame, paths), root = read, project_path(root)
+    name = f'{root.resolve().name}-{size}-{fingerprint(frame)}'
+    on_error = frame.attrs['reading']['on_error']
+    store = decode(frame, root, size, project_path(stores) / name, on_error, paths)
+    return Data(_without_skipped(frame, store), store)
 
 def _without_skipped(
     frame:pd.DataFrame,

@@ -24,6 +24,14 @@ class InputError(ValueError):
     "An error in the input that you can fix: one sentence that names it and what to do."
     def __init__(self, sentence:str): super().__init__(' '.join(sentence.split()))
 
+def _check_settings(
+    given:dict, # what `**settings` took
+    *known:str, # the names that are settings
+) -> None:
+    "Raise `InputError` for a setting that is none."
+    for name in given.keys() - {*known}:
+        raise InputError(f'{name} is no setting: use one of {", ".join(known)}.')
+
 # %% ../../nbs/1_data/00_files.ipynb #cksum001
 def _warn(sentence:str) -> None: # on standard error, where progress is shown too
     "Report what went wrong and was set right."
@@ -41,10 +49,10 @@ def _seen_from(path, here:Path) -> Path: # absolute
     return Path(os.path.normpath(here / path))
 
 def project_path(
-    path:str|Path, # `_data/...` or `_runs/...`, or any other, which stays as it is
+    path:str|Path, # `_data/...` or `_runs/...`, or any other, in which only `~` is replaced
 ) -> Path: # relative to the current folder
     "Find `_data` and `_runs` at the project's root, whichever folder a kernel was started in."
-    if not str(path).startswith('_'): return Path(path)
+    if not str(path).startswith('_'): return Path(os.path.expanduser(path))
     return Path(os.path.relpath(_seen_from(path, Path.cwd())))
 
 # %% ../../nbs/1_data/00_files.ipynb #cksum002

@@ -47,8 +47,11 @@ def decode_labels(
     target, # (findings,) of 0 and 1
     findings=FINDINGS, # their names, in the vector's order
 ) -> str: # NIH's text
-    "Write a vector as NIH does."
-    present = [name for name, value in zip(findings, target, strict=True) if value == 1]
+    "Write a vector as NIH does. Raises `InputError` for another number of values."
+    if len(target) != len(findings):
+        raise InputError(f'The vector has {len(target)} values: give one for each of the '
+                         f'{len(findings)} findings.')
+    present = [name for name, value in zip(findings, target) if value == 1]
     return '|'.join(present) or NO_FINDING
 
 # %% ../../nbs/1_data/01_labels.ipynb #any737423

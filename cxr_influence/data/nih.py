@@ -7,14 +7,14 @@ __all__ = ['TABLE_NAMES', 'IMAGE_SUFFIXES', 'Report', 'find_files', 'find_file',
            'read_table', 'read_lists', 'read_nih', 'fingerprint']
 
 # %% ../../nbs/1_data/03_nih.ipynb #80003a3e
-import csv, filecmp, hashlib, json, os, re, warnings, zlib
+import csv, filecmp, hashlib, json, os, re, warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .files import InputError
+from .files import InputError, _warn, project_path
 from .labels import FINDINGS, encode_all, encode_labels, findings_of
 from .splits import assign_splits, check_splits, take_patients
 
@@ -95,15 +95,26 @@ def _new_folders(
     return new
 
 # %% ../../nbs/1_data/03_nih.ipynb #00f6191c
+def _named_in_utf8(paths:list) -> list: # a table can hold no other name
+    "Leave out, with a warning, the files whose names are not UTF-8."
+    def is_utf8(path): return not re.search('[\ud800-\udfff]', path)
+    strange = [path for path in paths if not is_utf8(path)]
+    if not strange: return paths
+    _warn(f'{len(strange):,} files are left out, for their names are not UTF-8, such as '
+          f'{os.fsencode(strange[0])}: rename those that are needed.')
+    return [path for path in paths if is_utf8(path)]
+
 def find_files(
     root:str|Path, # the folder of a copy, however deep
 ) -> pd.Series: # file name -> full path, of everything below `root`; a name may come twice
     "Find every file of a copy. Raises `InputError` if there is no such folder or it is empty."
+    root = project_path(root)
     paths, seen = [], {os.path.realpath(root)}
     for folder, folders, names in os.walk(os.path.abspath(root), followlinks=True):
         folders[:] = _new_folders(folder, folders, seen)
         names += [name for name in folders if name.lower().endswith(IMAGE_SUFFIXES)]
         paths += [os.path.join(folder, name) for name in sorted(names) if name[0] != '.']
+    paths = _named_in_utf8(paths)
     if not paths:
         why = 'empty' if Path(root).is_dir() else 'not a folder'
         raise InputError(f'No data in {root}: it is {why}. {_WHERE_TO_GET_IT}')
@@ -221,6 +232,7 @@ def find_images(
     root:str|Path,
 ) -> pd.Series: # name -> full path, of those that are there, in the order of `names`
     "Find images by name or path, then as `match_names` does. Raises `InputError`."
+    root = project_path(root)
     found = pd.Series(np.nan, index=names, dtype=object)
     for drop in ['', _SUFFIX]:
         for keys in _file_keys(names, files, root):
@@ -270,15 +282,17 @@ def _read_csv(
                                 encoding='utf-8-sig')
             return table.mask(_ends_early(path, table))
         except UnicodeDecodeError: problem = 'is not UTF-8 text: save it as "CSV UTF-8"'
-        except (ValueError, OSError, EOFError, zlib.error, csv.Error) as error:
+        except Exception as error: # whatever pandas and what unpacks for it stumble over
             problem = f'cannot be read as a CSV ({" ".join(str(error).split())})'
     raise InputError(f'{path} {problem}, or download it again.')
 
 # %% ../../nbs/1_data/03_nih.ipynb #d0d809a1
+_PACKED = ('.gz', '.bz2', '.xz', '.zip', '.zst', '.tar') # what pandas unpacks
+
 def _ends_early(path:str|Path, table:pd.DataFrame) -> np.ndarray: # bool, of the table's shape
     "Find cells that a row lacks, which pandas cannot tell from empty ones."
     nothing = np.zeros(table.shape, bool)
-    if str(path).endswith('.gz'): return nothing # a file cut short cannot be unpacked
+    if str(path).lower().endswith(_PACKED): return nothing # one cut short is not unpacked
     with open(path, newline='', encoding='utf-8-sig') as file:
         rows = [row for row in csv.reader(file) if row]
     lengths = np.array([len(row) for row in rows[1:]], int)
@@ -547,19 +561,25 @@ def _report_list(report:Report, name:str, members:list, names:pd.Index) -> None:
         report.add(f'{name} list', 'absent', len(unknown), detail)
 
 # %% ../../nbs/1_data/03_nih.ipynb #5a6ead8e
-def _finish_frame(
-    frame:pd.DataFrame,
-    root:str|Path,
-    report:Report,
-    patients_known:bool=True, # False: each image counts as a patient of its own
-) -> pd.DataFrame:
-    "Check the splits and attach what is known about the frame."
+def _report_splits(frame:pd.DataFrame, report:Report, patients_known:bool) -> None:
+    "Check the splits and report them. Raises `InputError`."
     check_splits(frame)
     counts = frame.split.value_counts()
     sizes = ', '.join(f'{split} {counts[split]:,}' for split in ['train', 'validation', 'test'])
     patients = (f'{frame.patient.nunique():,} patients, each in one split' if patients_known
                 else 'patients unknown')
     report.add('splits', 'found', len(frame), f'{sizes}; {patients}')
+
+def _finish_frame(
+    frame:pd.DataFrame,
+    root:str|Path,
+    report:Report,
+    patients_known:bool=True, # False: each image counts as a patient of its own
+    pool:bool=False, # of candidate images, which have no splits
+) -> pd.DataFrame:
+    "Check the splits and attach what is known about the frame."
+    if pool: report.add('splits', 'absent', len(frame), 'all images are candidates')
+    else: _report_splits(frame, report, patients_known)
     frame.attrs = {'root': str(Path(root).resolve()), 'report': report}
     return frame
 
@@ -591,18 +611,20 @@ def _read_nih(
     seed:int=0,
     n:int|None=None,
     on_error:str='raise',
+    pool:bool=False, # all images are candidates, whatever the lists say
 ) -> tuple: # the frame, and image -> path
     "Read a copy, and keep the paths of its images."
+    root = project_path(root)
     files, report = find_files(root), Report()
     rows, labels = _read_rows(root, files, on_error, report)
     paths = find_images(rows.index, files, root)
     _report_images(report, rows.index, paths, files, root)
     frame = rows.drop(columns='labels').join(labels).loc[paths.index]
-    split = _listed_splits(frame, rows.index, files, report, validation_fraction, seed)
-    frame.insert(5, 'split', split)
+    given = frame, rows.index, files, report, validation_fraction, seed
+    frame.insert(5, 'split', 'train' if pool else _listed_splits(*given))
     frame = frame[frame.split != 'unlisted']
     if n is not None: frame = take_patients(frame, n, seed)
-    frame = _finish_frame(frame, root, report)
+    frame = _finish_frame(frame, root, report, pool=pool)
     frame.attrs['reading'] = {'n': n, 'on_error': on_error}
     return frame, paths.loc[frame.index]
 

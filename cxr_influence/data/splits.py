@@ -65,18 +65,22 @@ def assign_splits(
     return split
 
 # %% ../../nbs/1_data/02_splits.ipynb #a35dc5b9
-def check_splits(
-    frame:pd.DataFrame, # with `patient` and `split`
-) -> None:
-    "Raise `InputError` if a patient is in two splits, or a split is empty."
+def _check_patients(frame:pd.DataFrame) -> None:
+    "Raise `InputError` if a patient is in two splits."
     used = frame.loc[frame.split.isin(['train', 'validation', 'test']), ['patient', 'split']]
     used = used.drop_duplicates()
     twice = used.patient[used.patient.duplicated()]
     if len(twice):
         raise InputError(f'{twice.nunique():,} patients have images in two splits, the first '
                          f'is patient {twice.iloc[0]}: put all their images into one list.')
+
+def check_splits(
+    frame:pd.DataFrame, # with `patient` and `split`
+) -> None:
+    "Raise `InputError` if a patient is in two splits, or a split is empty."
+    _check_patients(frame)
     for split in ['train', 'validation', 'test']:
-        if split not in set(used.split):
+        if split not in set(frame.split):
             raise InputError(f'No image has the split {split}: the lists or images lack it.')
 
 # %% ../../nbs/1_data/02_splits.ipynb #012d0000

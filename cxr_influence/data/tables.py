@@ -10,6 +10,7 @@ import bz2, gzip, json, lzma, os, re, shutil, zipfile, zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from .nih import (_FILE_NAME, Report, find_files, find_images, _finish_frame,
     _read_csv, _report_images, _whole_years)
 from .images import read_image
 from .labels import FINDINGS, NO_FINDING, _check_findings, findings_of
-from .files import InputError
+from .files import InputError, project_path
 from .splits import assign_splits
 from .store import _find_bits
 
@@ -58,8 +59,8 @@ def _label_values(
     findings=FINDINGS, # the columns wanted
 ) -> pd.DataFrame: # float32 of 0, 1 and NaN; all NaN for a finding that is missing
     "Read labels, uncertain ones as unknown. Raises `InputError` on another meaning of blank."
-    if blank != 0 and not np.isnan(blank):
-        raise InputError(f'blank is {blank}: use nan (unknown) or 0 (absent).')
+    if not isinstance(blank, Real) or not (blank == 0 or np.isnan(blank)):
+        raise InputError(f'blank is {blank!r}: use nan (unknown) or 0 (absent).')
     healthy = pd.Series(False, index=texts.index)
     if NO_FINDING in texts: healthy = texts[NO_FINDING].map(_VALUES) == 1
     blanks = np.where(healthy, 0, blank)
@@ -70,7 +71,9 @@ def _label_values(
 # %% ../../nbs/1_data/06_tables.ipynb #unusedl1
 def _label_set(text:str, separator:str) -> set:
     "Split one cell into its labels."
-    return {word.strip(' []\'"') for word in re.split(separator, text)} - {''}
+    pattern = re.compile(re.escape(separator) if separator == '|' else separator)
+    words = pattern.split(text)[::pattern.groups + 1] # without what its groups match
+    return {word.strip(' []\'"') for word in words} - {''}
 
 def _report_unused(counts:Counter, report:Report) -> None:
     "Report the labels that no finding asks for, the most frequent first."
@@ -81,7 +84,7 @@ def _report_unused(counts:Counter, report:Report) -> None:
 def _split_labels(
     texts:pd.Series, # as from `_text_column`
     findings:dict, # our name -> label, or labels, that mean it
-    separator:str, # a regular expression
+    separator:str, # a regular expression, or NIH's |
     report:Report, # labels nobody asked for, or nobody has, are added to it
 ) -> pd.DataFrame: # '1', '0', or '' where the cell is blank; one column per finding
     "Split cells of labels into one column per finding."
@@ -148,14 +151,17 @@ _VIEWS = {'PA': 'PA', 'POSTEROANTERIOR': 'PA',
           **dict.fromkeys(['AP', 'ANTEROPOSTERIOR', 'AP_HORIZONTAL', 'AP SUPINE'], 'AP'),
           **dict.fromkeys(['L', 'LL', 'RL', 'LATERAL'], 'L')}
 
+def _whole_patients(patients:pd.Series) -> pd.Series: # text becomes int64
+    "Read patients as numbers where all are whole ones; `12.0` is `12`."
+    whole = patients.str.extract(r'^(0|[1-9]\d{0,17})(?:\.0+)?$')[0]
+    return patients if whole.isna().any() else whole.astype('int64')
+
 def _tidy_facts(
     facts:pd.DataFrame, # text: `image`, `patient`, `age`, `sex`, `view`, `follow_up`
     report:Report,
 ) -> pd.DataFrame: # index `image`
     "Give every fact its type; report what becomes unknown."
-    whole = facts.patient.str.fullmatch(r'0|[1-9]\d{0,17}').all()
-    tidied = facts.assign(patient=facts.patient.astype('int64') if whole else facts.patient,
-                          age=_whole_years(facts.age),
+    tidied = facts.assign(patient=_whole_patients(facts.patient), age=_whole_years(facts.age),
                           follow_up=pd.to_numeric(facts.follow_up, errors='coerce'))
     for column, words in [('sex', _SEXES), ('view', _VIEWS)]:
         tidied[column] = facts[column].str.upper().map(words).astype(facts[column].dtype)
@@ -187,6 +193,8 @@ def _table_splits(
     return assign_splits(frame, lists, seed=seed)
 
 # %% ../../nbs/1_data/06_tables.ipynb #94fba1af
+_FACTS = ('image', 'patient', 'age', 'sex', 'view', 'follow_up', 'split')
+
 def _take_facts(table:pd.DataFrame, columns:dict) -> pd.DataFrame:
     "Take every column but the labels as text, '' where there is none. Raises `InputError`."
     if not len(table): raise InputError('The table has no rows: give one row per image.')
@@ -198,13 +206,17 @@ def _take_facts(table:pd.DataFrame, columns:dict) -> pd.DataFrame:
     return facts if columns['patient'] is not None else facts.assign(patient=facts.image)
 
 # %% ../../nbs/1_data/06_tables.ipynb #takelab1
+def _are_texts(value) -> bool: # one, or several
+    try: return isinstance(value, str) or all(isinstance(one, str) for one in value)
+    except TypeError: return False
+
 def _take_labels(
     table:pd.DataFrame, findings:dict, labels, separator:str, report:Report,
 ) -> pd.DataFrame:
     "Take the labels as lower-case text, one column per finding. Raises `InputError`."
     for finding, source in findings.items():
-        several = isinstance(source, (list, tuple, set))
-        if several and labels is None or callable(source) and labels is not None:
+        fits = callable(source) or isinstance(source, str)
+        if not (fits if labels is None else _are_texts(source)):
             raise InputError(f'findings[{finding!r}] is {source!r}: give a column, or a '
                              'function of the table, or, with labels= (their column), '
                              'some labels.')
@@ -213,9 +225,32 @@ def _take_labels(
     return pd.DataFrame({finding: _text_column(table, source, finding).str.lower()
                          for finding, source in findings.items()})
 
+# %% ../../nbs/1_data/06_tables.ipynb #kinds002
+def _is_separator(value) -> bool: # between two labels; what matches the empty text splits words
+    try: return value == '|' or isinstance(value, str) and not re.match(value, '')
+    except re.error: return False
+
+_KINDS = { # argument -> what it is, and how that is told
+    'table': ('the name of a file', lambda value: isinstance(value, str | os.PathLike)),
+    'separator': ('a regular expression of what stands between two labels, such as "[;|,]"',
+                  _is_separator),
+    'seed': ('a whole number, 0 or more', lambda value: isinstance(value, Integral)
+             and not isinstance(value, bool) and value >= 0),
+    'only': ('true or false, without quotes', lambda value: isinstance(value, bool | np.bool_))}
+
+def _check_kinds(**given) -> None:
+    "Raise `InputError` for an argument of `read_dataset` of another kind than it takes."
+    for name, value in given.items():
+        kind, fits = _KINDS[name]
+        if not fits(value): raise InputError(f'{name} is {value!r:.80}: give {kind}.')
+
 # %% ../../nbs/1_data/06_tables.ipynb #any049620
 def _wanted_findings(findings, only:bool) -> tuple: # name -> column or label; the frame's names
     "Check which findings are read. Raises `InputError`."
+    _check_kinds(only=only)
+    if isinstance(findings, str) or not _are_texts(findings):
+        raise InputError(f'findings is {findings!r:.80}: give a list of names, or the column '
+                         'or label of each in a dictionary.')
     if not isinstance(findings, dict): findings = {finding: finding for finding in findings}
     if not findings:
         raise InputError('findings is empty: give the column or label of each finding.')
@@ -280,8 +315,8 @@ def _unpacked_bytes(path:Path, most:int) -> int: # counted up to `most`, and a l
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as file: return sum(i.file_size for i in file.infolist())
     count = 0
-    if path.suffix in _OPENERS:
-        with _OPENERS[path.suffix](path) as file:
+    if (kind := path.suffix.lower()) in _OPENERS:
+        with _OPENERS[kind](path) as file:
             while count <= most and (block := file.read(1 << 20)): count += len(block)
     return count
 
@@ -300,7 +335,7 @@ _AT_HAND = 'at hand' # a table, or a function of it, that was given in Python
 
 def _describe_reading(given:dict) -> dict: # for the facts of a checkpoint
     "Write out what `read_dataset` was called with, as far as JSON can hold it."
-    table, root = given.pop('table'), Path(given['root']).resolve()
+    table, root = given['table'], Path(given['root']).resolve()
     by_hand = {'table': _AT_HAND, 'on_error': given['on_error']}
     if isinstance(table, pd.DataFrame): return by_hand
     path, usual = Path(table).resolve(), read_dataset.__kwdefaults__
@@ -311,6 +346,57 @@ def _describe_reading(given:dict) -> dict: # for the facts of a checkpoint
     try: return by_hand | {'table': json.loads(json.dumps(kept))}
     except (TypeError, ValueError): return by_hand
 
+# %% ../../nbs/1_data/06_tables.ipynb #rowsof01
+def _open_table(table, report:Report, on_error:str) -> tuple: # the table, and its name
+    "Read a table's file, unless it is at hand. Raises `InputError`."
+    if isinstance(table, pd.DataFrame): return table, 'the table'
+    _check_unpacked(table)
+    return _whole_rows(_read_csv(table), str(table), report, on_error), str(table)
+
+def _read_rows(
+    given:dict, # the arguments of `read_dataset`, checked
+    wanted:tuple, # the frame's findings
+    report:Report,
+) -> tuple: # facts; labels, index `image`; the table's name
+    "Read and check what a table says of each image. Raises `InputError`."
+    table, name = _open_table(given['table'], report, given['on_error'])
+    columns, labels = {fact: given[fact] for fact in _FACTS}, given['labels']
+    facts = _take_facts(table, columns)
+    texts = _take_labels(table, given['findings'], labels, given['separator'], report)
+    good = _check_rows(facts, texts, name, report, given['on_error'])
+    facts, values = facts[good], _label_values(texts[good], given['blank'], wanted)
+    used = [*columns.values(), labels]
+    _report_columns(report, name, table, used, given['findings'], values)
+    return facts, values.set_axis(facts.image), name
+
+# %% ../../nbs/1_data/06_tables.ipynb #rowsof02
+def _checked(given:dict) -> dict:
+    "Check the arguments of `read_dataset`, and find its folder and file. Raises `InputError`."
+    _check_kinds(separator=given['separator'], seed=given['seed'])
+    given, table = given | {'root': project_path(given['root'])}, given['table']
+    if isinstance(table, pd.DataFrame): return given
+    _check_kinds(table=table)
+    return given | {'table': project_path(table)}
+
+def _read_dataset(
+    given:dict, # the arguments of `read_dataset`
+    pool:bool=False, # all images are candidates, whatever their split
+) -> tuple: # the frame, and image -> path
+    "Read a table, and keep the paths of its images."
+    findings, wanted = _wanted_findings(given['findings'], given['only'])
+    given = _checked(given) | {'findings': findings} | ({'split': None} if pool else {})
+    root, report, reading = given['root'], Report(), _describe_reading(given)
+    facts, values, name = _read_rows(given, wanted, report)
+    paths = _locate(facts, name, find_files(root), root, report)
+    frame = _tidy_facts(facts, report).join(values).loc[paths.index]
+    words = facts.set_index('image').split.loc[paths.index]
+    frame.attrs['findings'] = list(wanted)
+    split = 'train' if pool else _table_splits(words, frame, given['seed'], report)
+    frame.insert(5, 'split', split)
+    frame = _finish_frame(frame, root, report, given['patient'] is not None, pool)
+    frame.attrs |= {'findings': list(wanted), 'reading': reading}
+    return frame, paths
+
 # %% ../../nbs/1_data/06_tables.ipynb #4e76ff53
 def read_dataset(
     table:str|Path|pd.DataFrame, # a CSV, or a table at hand: one row per image
@@ -320,7 +406,7 @@ def read_dataset(
     patient, # column; None: each image counts as a patient of its own
     findings:dict, # our name (also `No Finding`) -> column; with `labels`: -> label, or labels
     labels=None, # column of label texts, such as `Mass;Nodule`
-    separator:str='[;|,]', # of these texts, a regular expression
+    separator:str='[;|,]', # of these texts, a regular expression, or NIH's |
     age=None, sex=None, view=None, follow_up=None, # columns, where there are any
     split=None, # column of train, validation (or val, valid, ...), test; None: by patient
     blank:float=np.nan, # what a blank label means: NaN (unknown) or 0 (absent)
@@ -329,43 +415,25 @@ def read_dataset(
     only:bool=False, # these findings, whatever their names, in their order; else our fourteen
 ) -> pd.DataFrame: # as from `read_nih`
     "Read any table of radiographs; `attrs['report']` lists what is missing."
-    findings, wanted = _wanted_findings(findings, only)
-    reading = _describe_reading(locals())
-    report, files, name = Report(), find_files(root), 'the table'
-    if not isinstance(table, pd.DataFrame):
-        _check_unpacked(table)
-        name, table = str(table), _whole_rows(_read_csv(table), str(table), report, on_error)
-    columns = dict(image=image, patient=patient, age=age, sex=sex, view=view,
-                   follow_up=follow_up, split=split)
-    facts = _take_facts(table, columns)
-    texts = _take_labels(table, findings, labels, separator, report)
-    good = _check_rows(facts, texts, name, report, on_error)
-    facts, values = facts[good], _label_values(texts[good], blank, wanted)
-    values = values.set_axis(facts.image[good])
-    _report_columns(report, name, table, [*columns.values(), labels], findings, values)
-    paths = _locate(facts, name, files, root, report)
-    frame = _tidy_facts(facts, report).join(values).loc[paths.index]
-    splits = facts.set_index('image').split.loc[paths.index]
-    frame.attrs['findings'] = list(wanted)
-    frame.insert(5, 'split', _table_splits(splits, frame, seed, report))
-    frame = _finish_frame(frame, root, report, patient is not None)
-    frame.attrs |= {'findings': list(wanted), 'reading': reading}
-    return frame
+    return _read_dataset(locals())[0]
 
 # %% ../../nbs/1_data/06_tables.ipynb #any995510
 def _described(root:str|Path, table) -> dict|str|None: # None: NIH's tables
     "Find how a folder's table is read: by the facts of a run, or `dataset.json`."
-    path = Path(root) / 'dataset.json'
-    if isinstance(table, dict) or not path.is_file(): return table
-    try: found = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error: raise InputError(f'{path} is not JSON ({error}).') from None
-    if isinstance(found, dict) and {'table', 'image', 'patient', 'findings'} <= {*found}:
-        return found
+    path = project_path(root) / 'dataset.json'
+    if not isinstance(table, dict):
+        if not path.is_file(): return table
+        try: table = json.loads(path.read_text(encoding='utf-8-sig'))
+        except ValueError as error: raise InputError(f'{path} is not JSON ({error}).') from None
+    if isinstance(table, dict) and {'table', 'image', 'patient', 'findings'} <= {*table}:
+        return table
     raise InputError(f'{path} is incomplete: give table, image, patient and findings, as '
                      'read_dataset takes them.')
 
 # %% ../../nbs/1_data/06_tables.ipynb #any299144
-def _read_described(root:str|Path, table, on_error:str) -> pd.DataFrame:
+def _read_described(
+    root:str|Path, table, on_error:str, pool:bool=False, # as `_read_dataset` takes it
+) -> tuple: # the frame, and image -> path
     "Read a table as it is described. Raises `InputError`."
     if not isinstance(table, dict):
         raise InputError('The table of this run was given in Python, where only influence(run, '
@@ -374,9 +442,12 @@ def _read_described(root:str|Path, table, on_error:str) -> pd.DataFrame:
     known = {'image', 'patient', 'findings', *read_dataset.__kwdefaults__}
     if strange := settings.keys() - known:
         raise InputError(f'{root}: {min(strange)} is no argument of read_dataset.')
-    path = Path(root) / table['table']
+    _check_kinds(table=table['table'])
+    path = project_path(root) / table['table']
     if not path.is_file(): raise InputError(f'{path} is missing: the table of {root}.')
-    return read_dataset(path, root, **settings | {'on_error': on_error})
+    given = {'table': path, 'root': root, 'image': None, 'patient': None, 'findings': None}
+    given |= read_dataset.__kwdefaults__ | settings | {'on_error': on_error}
+    return _read_dataset(given, pool)
 
 # %% ../../nbs/1_data/06_tables.ipynb #s37e2c6c
 def folder_findings(
