@@ -70,7 +70,7 @@ def _draw_curve(
 def plot_subsets(
     rows:pd.DataFrame, # as from `run_subsets`, of one mode and budget
     metric:str='auroc', # a column of the rows
-    title:str|None=None,
+    title:str|None=None, # of the figure
 ) -> plt.Figure:
     "Draw a metric of every subset against the share of images kept, a panel per score."
     everything = rows[rows.rule == 'all'].assign(kept=1.)
@@ -143,9 +143,9 @@ _KEYS = [*_LABELS, 'budget']
 
 def subset_draws(
     rows:pd.DataFrame, # as from `run_subsets`
-    frame:pd.DataFrame,
+    frame:pd.DataFrame, # as from `read_nih`
     metric:str='auroc', # or `f1`, `ece`
-    resamples:int=500,
+    resamples:int=500, # of patients
 ) -> pd.DataFrame: # (retrainings, (finding or `macro`, resample)); 0 is the test set as it is
     "Resample the test patients, the same for every retraining. Raises `InputError`."
     if metric not in _RESAMPLED:
@@ -190,7 +190,7 @@ _GROUP = ['valuation', 'mode', 'rule', 'fraction', 'budget']
 def compare(
     draws:pd.DataFrame, # as from `subset_draws`
     reference:str='random', # or `stratified`, `all`
-    findings=('macro',),
+    findings=('macro',), # to compare by; `macro` is their mean
 ) -> pd.DataFrame: # one row per subset and finding; `spread` is over seeds
     "Compare subsets with their references, paired by patient and seed. Raises `InputError`."
     gains, table = _minus(draws, reference), []
@@ -264,8 +264,8 @@ def plot_differences(
 def plot_finding_differences(
     table:pd.DataFrame, # as from `compare` with several findings, of one mode and fraction
     positives:pd.Series, # finding -> training images that show it
-    metric:str='auroc',
-    reference:str='random',
+    metric:str='auroc', # what was compared
+    reference:str='random', # and with what
 ) -> plt.Figure:
     "Draw the difference of every finding, rare ones on top, a panel per score."
     table, compared = table.dropna(subset='low'), set(table.dropna(subset='low').finding)
@@ -369,7 +369,7 @@ def _list_redundant(redundant:pd.DataFrame, margin:float) -> str: # rows of `red
 def verdict(
     table:pd.DataFrame, # as from `compare` with random
     redundant:pd.DataFrame, # as from `redundancy`
-    margin:float=.005,
+    margin:float=.005, # of AUROC, for redundancy
 ) -> str: # Markdown
     "State what the confidence intervals support, and what they do not."
     table, narrowest = table.dropna(subset='low'), redundant.narrowest.min()
