@@ -542,7 +542,7 @@ def test_groups_without_a_name_are_counted(data, checkpoints, tmp_path):
     assert sum_by(scores, frame, 'hospital').images.sum() == len(scores)
 
 def test_a_misspelt_setting_is_named(data, checkpoints, tmp_path):
-    assert 'batchsize is no setting: give batch_size or device' in sentence(influence, checkpoints, data, tmp_path/'a.csv', batchsize=4)
+    assert 'batchsize is no setting: use one of batch_size, device' in sentence(influence, checkpoints, data, tmp_path/'a.csv', batchsize=4)
 
 def test_a_table_has_no_facts_of_one_checkpoint(data, checkpoints, tmp_path):
     assert influence(checkpoints, data, tmp_path/'a.csv', per_finding=False, device='cpu').attrs == {}

@@ -24,8 +24,8 @@ from .layerwise import gradient_scores
 from cxr_influence.attribution.tracin import (_check_images, _check_once, _full_precision,
     plain_scores)
 from ..data.batches import Data, batches
-from ..data.files import (InputError, _check, _json, _keep, _progress, _read_kept,
-    _read_table, _warn, _write_whole, _writing)
+from ..data.files import (InputError, _check, _check_settings, _json, _keep,
+    _progress, _read_kept, _read_table, _warn, _write_whole, _writing)
 from ..data.labels import FINDINGS, findings_of
 from ..data.nih import match_names
 from ..data.splits import check_splits
@@ -655,11 +655,6 @@ def _score_and_write(
     return scores
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #5ffcdbf2
-def _check_known(settings:dict, *known) -> None:
-    "Raise `InputError` that names a setting that does not exist."
-    for name in settings.keys() - {*known}:
-        raise InputError(f'{name} is no setting: give {" or ".join(known)}.')
-
 def influence(
     run:str|Path, # folder of checkpoints
     data:Data,
@@ -671,7 +666,7 @@ def influence(
     **settings, # `batch_size` (32; 256 on a GPU) and `device`
 ) -> pd.DataFrame: # index `image`: `influence`, `rank` (1 is most helpful), ..., `loss`
     "TracInCP scores of every training image (Pruthi et al. 2020, section 3.1)."
-    _check_known(settings, 'batch_size', 'device')
+    _check_settings(settings, 'batch_size', 'device')
     checkpoints = _epochs_to_sum(run)
     _check_unweighted(data)
     _check_scorable(checkpoints, data)

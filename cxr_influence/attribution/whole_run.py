@@ -21,15 +21,15 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.func import jvp
 
-from .scoring import (_check_data, _check_known, _check_loss,
+from .scoring import (_check_data, _check_loss,
     _Loader, _hold, _read_facts, _table_path, _write_scores, query_losses)
 from .tracin import _full_precision
 from .unrolling import (_Batch, _buffers, _eval_losses,
     _final_adjoints, _flat, _forward_step, _gradient, _Network, _quicken,
     _reverse_quickly, _reverse_step, _State, _state_of, _Step)
 from ..data.batches import Data
-from cxr_influence.data.files import (InputError, _digest, _progress, _read_kept, _warn,
-    _write_whole)
+from ..data.files import (InputError, _check_settings, _digest, _progress,
+    _read_kept, _warn, _write_whole)
 from ..data.nih import match_names
 from ..training.checkpoints import _LATER, _epochs_to_sum, list_checkpoints
 from ..training.distributed import join_processes
@@ -461,7 +461,7 @@ def unroll(
     **settings, # `per_label` (False), `against` ('validation'), `memory` (1 GB) and `device`
 ) -> pd.DataFrame: # index `image`: `influence`, `rank` (1 is most helpful), ...
     "Influence through a whole run (Engstrom et al. 2025); its smoothness: two trainings, once."
-    _check_known(settings, 'per_label', 'against', 'memory', 'device')
+    _check_settings(settings, 'per_label', 'against', 'memory', 'device')
     settings = {'per_label': False, 'against': 'validation', 'memory': 1.} | settings
     device, out = settings.pop('device', None), _table_path(out)
     replay = _Replay(run, data, device)
