@@ -216,3 +216,15 @@ def test_a_wheel_holds_the_modules_the_experiments_and_the_commands(tmp_path):
     assert set(modules + experiments) <= set(wheel.namelist())
     entries = wheel.read(next(n for n in wheel.namelist() if n.endswith('entry_points.txt'))).decode()
     assert all(f'{command} = {target}' in entries for command, target in COMMANDS.items())
+
+def test_every_parameter_of_a_public_name_has_a_comment():
+    "Shape, unit or meaning stands beside it; `data` means the same everywhere, and `**settings` say what they are."
+    bare = []
+    for module in sorted((ROOT/'cxr_influence').glob('*/*.py')):
+        source = module.read_text(encoding='utf-8')
+        lines = source.splitlines()
+        for one in ast.parse(source).body:
+            if not isinstance(one, ast.FunctionDef) or one.name.startswith('_') or one.args.args[:1] and one.args.args[0].arg == 'self': continue
+            given = [*one.args.posonlyargs, *one.args.args, *one.args.kwonlyargs, *filter(None, [one.args.vararg, one.args.kwarg])]
+            bare += [f'{module.stem}.{one.name}: {arg.arg}' for arg in given if arg.arg != 'data' and '#' not in lines[arg.end_lineno - 1]]
+    assert bare == []

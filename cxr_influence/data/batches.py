@@ -263,7 +263,7 @@ def batches(
     data:Data,
     rows, # (n,) row numbers wanted
     batch_size:int=64, # at most
-    device='cpu',
+    device='cpu', # to put them on
     generator:torch.Generator|None=None, # for training: shuffle and augment; None: neither
     skip:int=0, # training batches to pass over
     part:tuple=(0, 1), # of each training batch: this process's number, and how many there are

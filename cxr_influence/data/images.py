@@ -254,7 +254,7 @@ def _reads_as_before(path:str|Path) -> bool:
 def show_images(
     images, # (n, height, width), or (n, channels, height, width) of which the first is shown
     titles=None, # n texts
-    columns:int=8,
+    columns:int=8, # pictures in a row
     side:float=1.5, # inches
 ) -> plt.Figure:
     "Show radiographs in a grid, all on one grey scale."

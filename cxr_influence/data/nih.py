@@ -229,7 +229,7 @@ def _look_up(names:pd.Index, keys:pd.Index, files:pd.Series, drop:str) -> np.nda
 def find_images(
     names:pd.Index, # as a table writes them: file names, or paths below or from `root`
     files:pd.Series, # as from `find_files(root)`
-    root:str|Path,
+    root:str|Path, # folder of the data set
 ) -> pd.Series: # name -> full path, of those that are there, in the order of `names`
     "Find images by name or path, then as `match_names` does. Raises `InputError`."
     root = project_path(root)

@@ -26,7 +26,7 @@ def _patient_totals(
 def choose_patients(
     frame:pd.DataFrame, # index `image`, with `patient` and the findings
     fraction:float, # share of the images to choose
-    seed:int=0,
+    seed:int=0, # of the choice
 ) -> np.ndarray: # (n,) bool: whole patients
     "Choose whole patients with `fraction` of the images and of each finding, nearly."
     if not 0 < fraction < 1:
@@ -50,7 +50,7 @@ def assign_splits(
     frame:pd.DataFrame, # index `image`, with `patient` and the findings
     lists:dict, # `{'train_val': names, 'test': names}`, or empty
     validation_fraction:float=.125, # share of train_val's images
-    seed:int=0,
+    seed:int=0, # of the assignment
 ) -> pd.Series: # 'train', 'validation', 'test', or 'unlisted' for an image in neither list
     "Assign every image a split, whole patients at a time; without lists a fifth becomes test."
     split = pd.Series('unlisted', index=frame.index, name='split')
@@ -87,7 +87,7 @@ def check_splits(
 def take_patients(
     frame:pd.DataFrame, # with `patient`, `split` and the findings
     n:int, # images wanted, about
-    seed:int=0,
+    seed:int=0, # of the choice
 ) -> pd.DataFrame: # whole patients, about `n` rows: each split and each finding keeps its share
     "Take a subset of whole patients. Raises `InputError` if `n` is too small."
     if n < 30: raise InputError(f'n is {n}: give at least 30 images.')

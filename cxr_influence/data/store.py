@@ -510,7 +510,7 @@ def _decode_again(self:ImageStore, row:int) -> None:
 
 # %% ../../nbs/1_data/05_store.ipynb #cksum006
 def verify_store(
-    store:ImageStore,
+    store:ImageStore, # as from `open_store`
 ) -> None:
     "Compare every row; decode again what differs. Raises `DamagedFile` that names the first."
     store._whole[:] = False

@@ -138,7 +138,7 @@ def held_out_scaling(
     targets:np.ndarray, # (n, 14) of the **validation** images; NaN where unknown
     logits:np.ndarray, # (n, 14)
     patients:np.ndarray, # (n,)
-    folds:int=5,
+    folds:int=5, # of patients
     fit=fit_platt, # or `fit_temperature`
 ) -> np.ndarray: # (n, 14) probabilities
     "Scale each image by a fit to other patients (out of fold); NaN where there are none."

@@ -250,7 +250,7 @@ def read_truth(
     root:str|Path, # folder of a phantom
 ) -> pd.DataFrame: # findings, labels, wrong, flipped, duplicate_of, strength_<finding>
     "Read a phantom's ground truth, one row per image. Raises `InputError`."
-    file = Path(root)/'phantom_truth.csv'
+    file = project_path(root)/'phantom_truth.csv'
     if not file.is_file():
         raise InputError(f'{file} is missing: only a folder written by make_phantom has it.')
     return pd.read_csv(file, index_col='image', keep_default_na=False)

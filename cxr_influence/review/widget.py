@@ -380,7 +380,7 @@ openPage()</script></body></html>
 # %% ../../nbs/7_review/02_widget.ipynb #1ebd68d2
 def review_page(
     queue:Queue, # as from `review_queue`
-    out:str|Path='review.html',
+    out:str|Path='review.html', # to be written
     reviewer:str='', # the name to begin with; it can be changed on the page
     blinded:bool=False, # hide label, probability and score until an image is answered
     pairs:pd.DataFrame|None=None, # as for `review`

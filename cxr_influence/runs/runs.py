@@ -674,7 +674,7 @@ def run(
     experiment:str|Path, # a name of `experiments()`, or the path of a notebook
     name:str|None=None, # of the run
     again:bool=False, # from the beginning, even if it is complete
-    runs:str|Path='_runs',
+    runs:str|Path='_runs', # folder of runs
     **parameters, # of the notebook; `out` is the run's folder
 ) -> Path: # the run's folder; None in a process that shares another's work
     "Execute an experiment's notebook. Raises `InputError`."

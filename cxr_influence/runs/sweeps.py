@@ -67,7 +67,7 @@ def _seconds_below(runs:str|Path, experiment:str) -> pd.Series: # of its complet
 def plan(
     experiment:str|Path, # a name of `experiments()`, or the path of a notebook
     grid, # as for `sweep`
-    runs:str|Path='_runs',
+    runs:str|Path='_runs', # folder of runs
     **arguments, # as for `sweep`
 ) -> pd.DataFrame: # one row per run: parameters varied, status, seconds
     "List the runs of a sweep without running them. Raises `InputError`."
