@@ -25,7 +25,7 @@ def keep_tables(folder, to=KEPT) -> Path: # of the kept tables
     "Keep the tables of a complete run of committed code, and what made them. Raises `InputError`."
     folder = Path(folder)
     facts = _undamaged(folder)
-    if (status := _status(facts)) != 'complete':
+    if (status := _status(_read_run(folder))) != 'complete':
         raise InputError(f'{folder} is {status}: keep the tables of a complete run.')
     if facts.get('changed_since') or 'commit' not in facts:
         raise InputError(f'{folder} was made by code that is in no commit: commit, and run '
