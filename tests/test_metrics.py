@@ -152,7 +152,7 @@ def test_seeds_add_their_spread():
     rng = np.random.default_rng()
     draws = rng.normal(0, .01, (5, 4000)) + np.array([-.2, -.1, 0, .1, .2])[:, None]
     assert seed_means(draws).std() > 4 * draws.mean(0).std()
-    assert np.array_equal(seed_means(draws[:1]), draws[0])
+    assert np.array_equal(seed_means(draws[:1]), np.tile(draws[0], 20))
 
 def test_slices_are_the_parts(made):
     targets, probabilities, patients = made
@@ -238,3 +238,13 @@ def test_few_patients_have_no_interval_and_a_mean_is_over_the_same_findings(rng)
     assert slice_auroc(y, p, frame, 'sex', 20).findings.eq(13).all()
     samples = pd.DataFrame({'a': [.5, .7, np.nan], 'b': [.9, .8, .7], 'never': np.nan})
     np.testing.assert_allclose(_mean_auroc(samples), [.7, .75, np.nan])
+
+def test_lucky_resamples_alone_make_no_interval(rng):
+    "Of many findings with one patient each hardly a resample has them all."
+    y = np.zeros((40, 14))
+    y[rng.permutation(40)[:14], range(14)] = 1
+    p = rng.random(y.shape)
+    samples = bootstrap_auroc(y, p, np.arange(40), 200, names=range(14))
+    assert samples.notna().all(axis=1).mean() < .1
+    np.testing.assert_array_equal(_mean_auroc(samples), samples.mean(axis=1))
+    assert len(seed_means(rng.random((1, 30)))) == len(seed_means(rng.random((3, 30)))) # curves of unequal seeds are stacked

@@ -11,6 +11,7 @@ from cxr_influence.training.checkpoints import list_checkpoints
 from cxr_influence.training.evaluation import evaluate_checkpoint
 from cxr_influence.data.labels import FINDINGS
 from cxr_influence.measures.calibration import held_out_scaling
+from cxr_influence.training import model_card
 from cxr_influence.training.model_card import (_HEADINGS, _LIMITS, _CARD_FACTS,
     _markdown_table, _result_warnings, _text, write_model_card)
 
@@ -105,3 +106,8 @@ def test_a_patient_is_scaled_by_a_fit_to_others():
     np.testing.assert_array_equal(after[own], before[own])
     assert (after[~own] != before[~own]).mean() > .5
     assert np.isnan(held_out_scaling(targets[own], logits[own], patients[own])).all() # nobody else
+
+def test_findings_without_an_interval_are_not_called_chance():
+    table = pd.DataFrame({'auroc': [1., .9, .5], 'auroc_low': [np.nan, .8, .4], 'auroc_high': [np.nan, 1., .6]}, ['Hernia', 'Mass', 'Edema'])
+    assert model_card._failures(table).endswith('by their intervals: Edema.')
+    assert any('too few patients have the finding: Hernia' in line for line in model_card._score_warnings(table))

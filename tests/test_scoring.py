@@ -557,3 +557,8 @@ def test_target_images_that_do_not_fit_are_differentiated_in_smaller_batches(dat
     monkeypatch.setattr(scoring, '_weighted_gradients', small)
     near(influence(checkpoints, data, tmp_path/'b.csv', device='cpu').influence, whole.influence)
     assert {64, 4} <= {*sizes}
+
+def test_a_model_may_read_the_older_settings():
+    with scoring._scoring(torch.nn.Linear(2, 1)):
+        assert not torch.backends.cudnn.allow_tf32
+        with torch.backends.cudnn.flags(enabled=False): pass # the usual way around a fault of an LSTM's

@@ -356,7 +356,7 @@ def test_intervals_know_seeds_and_patients(rng):
     seeds, patients = .02 * rng.permutation(4)[:, None], rng.normal(0, .02, 20_000)
     width = lambda draws: np.ptp(percentile_interval(seed_means(draws)))
     assert width(seeds + patients) > width(0 * seeds + patients) and width(seeds + patients) > width(seeds + 0 * patients) > 0
-    assert np.ptp(percentile_interval(seed_means(patients[None]))) == np.ptp(percentile_interval(patients))
+    assert np.isclose(np.ptp(percentile_interval(seed_means(patients[None]))), np.ptp(percentile_interval(patients)), rtol=.05)
 
 def test_the_interval_holds_what_it_says(rng):
     def once():

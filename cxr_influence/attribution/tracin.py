@@ -146,11 +146,17 @@ def _full_precision():
     places = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn,
               backends.mkldnn.matmul, backends.mkldnn.conv]
     before = [place.fp32_precision for place in places]
+    try: older = backends.cudnn.allow_tf32
+    except RuntimeError: older = None # the settings differ
     try:
+        backends.cudnn.allow_tf32 = False # for a model that reads the older setting
         for place in places: place.fp32_precision = 'ieee'
         yield
     finally:
-        for place, precision in zip(places, before): place.fp32_precision = precision
+        if older is not None: backends.cudnn.allow_tf32 = older
+        for place, precision in zip(places, before):
+            place.fp32_precision = 'none' # inherited again,
+            if place.fp32_precision != precision: place.fp32_precision = precision # or its own
 
 def _equal_rows(a:Tensor, b:Tensor) -> bool:
     "Whether two tables of losses are equal up to rounding; NaN equals itself."

@@ -40,10 +40,12 @@ def _warn(sentence:str) -> None: # on standard error, where progress is shown to
 # %% ../../nbs/1_data/00_files.ipynb #f11e0009
 _ROOT_MARKS = ('settings.ini', 'pyproject.toml', '.git')
 
+_SHARED = ('_data',), ('_runs',) # by all notebooks of a project
+
 def _seen_from(path, here:Path) -> Path: # absolute
     "Find a path as `project_path` does, in another folder."
     path = Path(path)
-    for folder in [here, *here.parents] if str(path).startswith('_') else []:
+    for folder in [here, *here.parents] if path.parts[:1] in _SHARED else []:
         if any((folder / mark).exists() for mark in _ROOT_MARKS):
             return Path(os.path.normpath(folder / path))
     return Path(os.path.normpath(here / path))
@@ -52,7 +54,7 @@ def project_path(
     path:str|Path, # `_data/...` or `_runs/...`, or any other, in which only `~` is replaced
 ) -> Path: # relative to the current folder
     "Find `_data` and `_runs` at the project's root, whichever folder a kernel was started in."
-    if not str(path).startswith('_'): return Path(os.path.expanduser(path))
+    if Path(path).parts[:1] not in _SHARED: return Path(os.path.expanduser(path))
     return Path(os.path.relpath(_seen_from(path, Path.cwd())))
 
 # %% ../../nbs/1_data/00_files.ipynb #cksum002

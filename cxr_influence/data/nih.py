@@ -109,6 +109,9 @@ def find_files(
 ) -> pd.Series: # file name -> full path, of everything below `root`; a name may come twice
     "Find every file of a copy. Raises `InputError` if there is no such folder or it is empty."
     root = project_path(root)
+    if re.search('[\ud800-\udfff]', os.path.abspath(root)):
+        raise InputError(f'The path {os.fsencode(os.path.abspath(root))} is not UTF-8: rename '
+                         'its folders.')
     paths, seen = [], {os.path.realpath(root)}
     for folder, folders, names in os.walk(os.path.abspath(root), followlinks=True):
         folders[:] = _new_folders(folder, folders, seen)

@@ -8,6 +8,7 @@ __all__ = ['read_dataset', 'folder_findings', 'from_torchxrayvision', 'to_torchx
 # %% ../../nbs/1_data/06_tables.ipynb #261a8184
 import bz2, gzip, json, lzma, os, re, shutil, zipfile, zlib
 from collections import Counter
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from numbers import Integral, Real
@@ -206,9 +207,9 @@ def _take_facts(table:pd.DataFrame, columns:dict) -> pd.DataFrame:
     return facts if columns['patient'] is not None else facts.assign(patient=facts.image)
 
 # %% ../../nbs/1_data/06_tables.ipynb #takelab1
-def _are_texts(value) -> bool: # one, or several
-    try: return isinstance(value, str) or all(isinstance(one, str) for one in value)
-    except TypeError: return False
+def _are_texts(value) -> bool: # one, or several that can be read twice
+    several = isinstance(value, Collection) and not isinstance(value, str)
+    return isinstance(value, str) or several and all(isinstance(one, str) for one in value)
 
 def _take_labels(
     table:pd.DataFrame, findings:dict, labels, separator:str, report:Report,
@@ -227,7 +228,8 @@ def _take_labels(
 
 # %% ../../nbs/1_data/06_tables.ipynb #kinds002
 def _is_separator(value) -> bool: # between two labels; what matches the empty text splits words
-    try: return value == '|' or isinstance(value, str) and not re.match(value, '')
+    if not isinstance(value, str | re.Pattern): return False
+    try: return value == '|' or not re.match(value, '')
     except re.error: return False
 
 _KINDS = { # argument -> what it is, and how that is told

@@ -135,8 +135,10 @@ def _resample_findings(
         if len(np.unique(target[known])) < 2: continue
         values[i] = _RESAMPLED[metric](target[known], probability[known], weights[:, known],
                                        thresholds[i])
-    scored = values[~np.isnan(values).all(axis=1)] # the mean is always over the same findings
-    return np.vstack([values, scored.mean(axis=0) if len(scored) else values[:1]])
+    scored = values[~np.isnan(values).all(axis=1)] # the mean is over the same findings
+    macro = scored.mean(axis=0) if len(scored) else values[0]
+    if np.isnan(macro).mean() > .5: macro = np.nanmean(values, axis=0) # not over lucky ones
+    return np.vstack([values, macro])
 
 # %% ../../nbs/6_evidence/04_comparison.ipynb #sub061
 _KEYS = [*_LABELS, 'budget']
@@ -190,7 +192,7 @@ _GROUP = ['valuation', 'mode', 'rule', 'fraction', 'budget']
 def compare(
     draws:pd.DataFrame, # as from `subset_draws`
     reference:str='random', # or `stratified`, `all`
-    findings=('macro',), # to compare by; `macro` is their mean
+    findings=('macro',), # to compare by; `macro` is the mean over all
 ) -> pd.DataFrame: # one row per subset and finding; `spread` is over seeds
     "Compare subsets with their references, paired by patient and seed. Raises `InputError`."
     gains, table = _minus(draws, reference), []
@@ -323,8 +325,9 @@ def redundancy(
         curves = np.stack([seed_means(gains[:, 1:]) for gains in sizes.values()])
         low, high = np.transpose([percentile_interval(curve) for curve in curves])
         passed = ((low > -margin) & (high < margin)).cumprod().sum() # sizes, from the smallest
+        whole = curves[:, ~np.isnan(curves).any(axis=0)]
         leaves = percentile_interval([_leaving_share(removed, curve, margin)
-                                      for curve in curves.T])
+                                      for curve in whole.T] or [np.nan])
         found = dict(redundancy=np.append(0, removed)[passed],
                      narrowest=(high - low).min() / 2, leaves_low=leaves[0],
                      leaves_high=leaves[1], largest_tried=removed[-1])

@@ -73,8 +73,9 @@ def bootstrap_auroc(
 def _mean_auroc(
     samples:pd.DataFrame, # (resamples, findings), as from `bootstrap_auroc`
 ) -> pd.Series: # (resamples,); NaN where one of them has no value: a mean over other findings
-    "Average over the findings that have a value in some resample."
-    return samples.dropna(axis=1, how='all').mean(axis=1, skipna=False)
+    "Average over the findings with a value in some resample, while most have them all."
+    means = samples.dropna(axis=1, how='all').mean(axis=1, skipna=False)
+    return means if means.notna().mean() > .5 else samples.mean(axis=1) # not over lucky ones
 
 def percentile_interval(
     samples, # (resamples,) or (resamples, quantities)
@@ -132,11 +133,12 @@ _ERRORS = 20 # drawn for each resample, half of them the negatives of the others
 
 def seed_means(
     samples:np.ndarray, # (seeds, resamples) of a score or a difference
-) -> np.ndarray: # (20 x resamples,), of one seed (resamples,): their interval covers both sources
+) -> np.ndarray: # (20 x resamples,): their interval covers both sources
     "Average each resample over seeds and add errors of that mean (Student 1908)."
     means, count = np.mean(samples, axis=0), len(samples)
-    if count == 1: return means
-    rng, n, own = np.random.default_rng(0), _ERRORS // 2 * len(means), np.nanmean(samples, axis=1)
+    if count == 1: return np.tile(means, _ERRORS)
+    rng, n = np.random.default_rng(0), _ERRORS // 2 * len(means)
+    own = pd.DataFrame(samples).mean(axis=1).to_numpy() # of each seed, where it has a value
     normal = (own - own.mean()) @ rng.standard_normal((count, n))
     error = normal / np.sqrt(count * rng.chisquare(count - 1, n))
     return np.tile(means, _ERRORS) + np.concatenate([error, -error])

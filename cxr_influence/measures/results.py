@@ -55,7 +55,7 @@ def evaluate(
     patients:np.ndarray, # (n,)
     resamples:int=1000, # of patients
 ) -> pd.DataFrame: # one row per finding and average; `attrs['undefined_findings']` has reasons
-    "All metrics, AUROC with its interval over patients. Raises `InputError` on shapes and NaN."
+    "All metrics, AUROC with its interval over five or more patients. Raises `InputError`."
     y, p = np.asarray(targets), np.asarray(probabilities)
     _check_shapes(y, p)
     named = pd.DataFrame(y, columns=_names_of(targets, probabilities))

@@ -172,12 +172,12 @@ def cxr_influence(
     batch_size:int=None, # Images scored together (default: 32, on a GPU 256)
 ):
     "Score every training image, or those of a pool, with TracIn over the saved checkpoints."
-    from cxr_influence.data.files import InputError
+    from cxr_influence.data.files import InputError, project_path
     _check_output('output', output, '.csv')
     if batch_size is not None and batch_size < 1:
         raise InputError(f'batch_size is {batch_size}: give 1 or more.')
     root, output = _root_of(checkpoints, data), Path(output)
-    if pool and not Path(pool).is_dir():
+    if pool and not project_path(pool).is_dir():
         raise InputError(f'pool is {pool}: give the folder of the images and their table.')
     folder = _run_step('influence', data=root, checkpoints=checkpoints, pool=pool,
                        per_finding=not total_only, batch_size=batch_size)

@@ -570,8 +570,8 @@ def _classifier_verdict(run:_Run) -> list: # sentences
     named = f' ({run.label})' if run.label else ''
     return [f'**Classifier{named}.** Macro AUROC '
             f'**{_interval(macro.auroc, macro.auroc_low, macro.auroc_high)}** on '
-            f'{int(macro.images):,} test images; {chance} of {len(findings)} findings are not '
-            f'distinguishable from chance{f", below it: {below}" if below else ""}.']
+            f'{int(macro.images):,} test images; {chance} of the {len(findings)} findings with an '
+            f'interval are not distinguishable from chance{f", below it: {below}" if below else ""}.']
 
 def _influence_verdict(run:_Run) -> list: # sentences
     scores = _scores(run).influence

@@ -67,7 +67,7 @@ _READ_WHOLE = ('.csv', '.json', '.txt', '.yaml', '.ipynb')
 
 def _file_stamp(path:str, name:str) -> str: # of one file
     try: facts = os.stat(path)
-    except OSError: return 'absent' # a link that leads nowhere
+    except FileNotFoundError: return 'absent' # a link that leads nowhere
     whole = name.endswith(_READ_WHOLE) and facts.st_size < 2**24
     if whole: return _sha(Path(path).read_bytes())
     return f'{facts.st_size} {facts.st_mtime_ns}'

@@ -141,6 +141,10 @@ def _score_warnings(
         if len(wide):
             found.append(f'Intervals of AUROC wider than {_LIMITS["width"]}: '
                          f'{_name_all(wide, findings)}.')
+        none = rows.index[rows.auroc.notna() & rows.auroc_low.isna()]
+        if len(none):
+            found.append('No interval of AUROC, for too few patients have the finding: '
+                         f'{_name_all(none, findings)}.')
     else: found.append('No intervals: the scores may be chance.')
     if 'ece' not in table:
         found.append('Calibration was not measured: do not read the outputs as probabilities.')
@@ -213,7 +217,7 @@ def _failures(
     lines = [f'Lowest AUROC: {", ".join(weakest)}.']
     if 'auroc_low' in rows:
         worse = rows.index[rows.auroc_high < .5]
-        chance = rows.index[~(rows.auroc_low > .5)].difference(worse)
+        chance = rows.index[rows.auroc_low <= .5].difference(worse)
         if len(chance):
             lines.append('Not distinguishable from chance, by their intervals: '
                          f'{_name_all(chance, findings)}.')

@@ -280,7 +280,7 @@ def make_model(
 def match_weights(
     weights:str|Path, # as `make_model` takes them
     backbone:str='densenet121', # as in `make_model`
-    image_size:int|None=None, # pixels
+    image_size:int|None=None, # as in `make_model`
     outputs=None, # what the outputs in the file are, in their order
 ) -> pd.DataFrame: # one row per tensor: `in the file`, `here`, `what`, `shape`
     "Show which tensors of a file are found, renamed, left out or new. Raises `InputError`."
