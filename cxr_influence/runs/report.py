@@ -564,14 +564,16 @@ def _notebook_sections(run:_Run) -> list: # sections
 def _classifier_verdict(run:_Run) -> list: # sentences
     table = _results(run)
     macro = table.loc['macro']
-    findings = _without_averages(table).dropna(subset=['auroc_low'])
+    scored = _without_averages(table).dropna(subset=['auroc'])
+    findings = scored.dropna(subset=['auroc_low'])
+    of = 'findings' if len(findings) == len(scored) else 'findings with an interval'
     chance = ((findings.auroc_low <= .5) & (findings.auroc_high >= .5)).sum()
     below = (findings.auroc_high < .5).sum()
     named = f' ({run.label})' if run.label else ''
     return [f'**Classifier{named}.** Macro AUROC '
             f'**{_interval(macro.auroc, macro.auroc_low, macro.auroc_high)}** on '
-            f'{int(macro.images):,} test images; {chance} of the {len(findings)} findings with an '
-            f'interval are not distinguishable from chance{f", below it: {below}" if below else ""}.']
+            f'{int(macro.images):,} test images; {chance} of {len(findings)} {of} are not '
+            f'distinguishable from chance{f", below it: {below}" if below else ""}.']
 
 def _influence_verdict(run:_Run) -> list: # sentences
     scores = _scores(run).influence
