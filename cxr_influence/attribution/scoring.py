@@ -368,6 +368,22 @@ def _remove_parts(folder:Path, *names:str) -> None: # of files, whose lock is he
     for name in names:
         for part in folder.glob(f'{name}.*-*.part'): part.unlink(missing_ok=True)
 
+# %% ../../nbs/5_attribution/04_scoring.ipynb #fit00002
+def _usual_batch(device) -> int: # images scored together
+    return 32 if device.type == 'cpu' else 256
+
+def _in_memory(call, loader:_Loader, bar=None) -> tuple: # what it gives, and their size
+    "Call with a loader, of smaller batches where memory does not suffice."
+    done, size = bar.n if bar else 0, loader.batch_size
+    while True:
+        try: return call(_Loader(loader.data, loader.rows, size, loader.device)), size
+        except torch.OutOfMemoryError as error:
+            if size == 1: raise InputError('One image is too large for the memory of '
+                                           f'{loader.device}: {error}') from error
+        size //= 2 # outside, where nothing holds the memory of what failed
+        _warn(f'The memory of {loader.device} does not suffice: it gets {size} at a time.')
+        if bar: bar.n = done
+
 # %% ../../nbs/5_attribution/04_scoring.ipynb #5c3928d6
 def _find_directions(
     checkpoint:Checkpoint,
@@ -419,22 +435,6 @@ def _scores_key(checkpoint:Checkpoint, model:nn.Module, data:Data, query:_Query)
         made_of += [query.of(data).fingerprint, data.frame.index[query.rows].tolist()]
     weights = np.stack(list(query.weights.values())).tobytes()
     return hashlib.sha256(_json(made_of).encode() + weights).hexdigest()[:12]
-
-# %% ../../nbs/5_attribution/04_scoring.ipynb #fit00002
-def _usual_batch(device) -> int: # images scored together
-    return 32 if device.type == 'cpu' else 256
-
-def _in_memory(call, loader:_Loader, bar=None) -> tuple: # what it gives, and their size
-    "Call with a loader, of smaller batches where memory does not suffice."
-    done, size = bar.n if bar else 0, loader.batch_size
-    while True:
-        try: return call(_Loader(loader.data, loader.rows, size, loader.device)), size
-        except torch.OutOfMemoryError as error:
-            if size == 1: raise InputError('One image is too large for the memory of '
-                                           f'{loader.device}: {error}') from error
-        size //= 2 # outside, where nothing holds the memory of what failed
-        _warn(f'The memory of {loader.device} does not suffice: it gets {size} at a time.')
-        if bar: bar.n = done
 
 # %% ../../nbs/5_attribution/04_scoring.ipynb #a52444e5
 def _fill_blocks(
