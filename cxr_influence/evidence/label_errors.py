@@ -165,7 +165,7 @@ def detected_within(
     scores:pd.DataFrame, # one column per method; high is a likely label error
     wrong:pd.Series, # bool, of the same images
     observed:pd.Series, # the same images' labels, as from `observed_labels`, or one of them
-) -> pd.DataFrame: # one row per method: AUROC `among` images of each label, `within` any of them
+) -> pd.DataFrame: # one row per method: AUROC `among` images of one label, `within` any
     "Measure detection among images labelled alike. Raises `InputError`."
     if not observed.index.equals(wrong.index):
         raise InputError('The observed labels and the ground truth are of other images, or in '

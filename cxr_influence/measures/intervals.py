@@ -56,7 +56,7 @@ def bootstrap_auroc(
     "AUROC of each finding in each patient resample. Raises `InputError`."
     people, patient = np.unique(patients, return_inverse=True)
     counts, values = patient_weights(people, resamples, seed), {}
-    parts = np.array_split(counts, max(1, resamples * len(patient) // 4_000_000)) # fit the cache
+    parts = np.array_split(counts, max(1, resamples * len(patient) // 4_000_000)) # fit a cache
     if names is None: names = _names_of(targets, probabilities)
     columns = zip(names, np.asarray(targets).T, np.asarray(probabilities).T, strict=True)
     for name, y, p in columns:
@@ -72,7 +72,7 @@ def bootstrap_auroc(
 # %% ../../nbs/3_measures/03_intervals.ipynb #603a64b4
 def _mean_auroc(
     samples:pd.DataFrame, # (resamples, findings), as from `bootstrap_auroc`
-) -> pd.Series: # (resamples,); NaN where one of them has no value: a mean over other findings
+) -> pd.Series: # (resamples,)
     "Average over the findings with a value in some resample, while most have them all."
     means = samples.dropna(axis=1, how='all').mean(axis=1, skipna=False)
     return means if means.notna().mean() > .5 else samples.mean(axis=1) # not over lucky ones
@@ -85,6 +85,18 @@ def percentile_interval(
     levels = [(1 - level) / 2, (1 + level) / 2]
     ends = pd.DataFrame(np.asarray(samples)).quantile(levels).to_numpy()
     return tuple(end.squeeze()[()] for end in ends)
+
+# %% ../../nbs/3_measures/03_intervals.ipynb #few00004
+_LEAST = 5 # patients with, and without, a finding
+
+def _fewest_patients(
+    targets:np.ndarray, # (n, findings); NaN where unknown
+    patients:np.ndarray, # (n,)
+) -> np.ndarray: # (findings,)
+    "Count the patients with a positive and those with a negative; the smaller number."
+    labels, people = pd.DataFrame(targets), np.asarray(patients)
+    def having(value): return (labels == value).groupby(people).any().sum()
+    return np.minimum(having(1), having(0)).to_numpy()
 
 # %% ../../nbs/3_measures/03_intervals.ipynb #014f1bd8
 def paired_difference(
@@ -189,17 +201,6 @@ def _macro_auroc(
     return {'auroc': whole.mean(axis=1)[0], 'auroc_low': low, 'auroc_high': high}
 
 # %% ../../nbs/3_measures/03_intervals.ipynb #cddeb9c6
-def _fewest_patients(
-    targets:np.ndarray, # (n, findings); NaN where unknown
-    patients:np.ndarray, # (n,)
-) -> np.ndarray: # (findings,)
-    "Count the patients with a positive and those with a negative; the smaller number."
-    present, absent = ((pd.DataFrame(targets) == value).groupby(np.asarray(patients)).any().sum()
-                       for value in (1, 0))
-    return np.minimum(present, absent).to_numpy()
-
-_LEAST = 5 # patients with, and without, a finding: resampling fewer gives too short an interval
-
 def slice_auroc(
     targets:np.ndarray, # (n, 14); NaN where unknown
     probabilities:np.ndarray, # (n, 14)

@@ -61,7 +61,7 @@ def evaluate(
     named = pd.DataFrame(y, columns=_names_of(targets, probabilities))
     table = _metric_table(named, p, thresholds)
     low, high = percentile_interval(_resampled_auroc(y, p, patients, resamples))
-    enough = np.append(_fewest_patients(y, patients) >= _LEAST, [True] * 3) # of averages: always
+    enough = np.append(_fewest_patients(y, patients) >= _LEAST, [True] * 3) # and averages
     scored = table.auroc.notna() & enough
     table.insert(1, 'auroc_low', np.where(scored, low, np.nan))
     table.insert(2, 'auroc_high', np.where(scored, high, np.nan))

@@ -718,8 +718,8 @@ def correction_gains(
     seeds = {}
     for name, seed in logits: seeds.setdefault(name, []).append(seed)
     if reference not in seeds or len(set(map(frozenset, seeds.values()))) > 1:
-        raise InputError(f'To compare with {reference!r}, give its logits, and for all data the '
-                         f'same seeds: there are {seeds}.')
+        raise InputError(f'To compare with {reference!r}, give its logits, and for all data '
+                         f'the same seeds: there are {seeds}.')
     order, rows = sorted(seeds[reference]), {}
     def auroc(name, n): return np.stack([_auroc_draws(logits[name, one], frame, n)
                                          for one in order])
